@@ -1,4 +1,5 @@
-// Every limit of the program, in one place. Allocation happens only after a value was checked against its limit.
+// Every limit of the program, in one place. Allocation happens only after a value was checked
+// against its limit.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +14,8 @@ struct Limits {
   static constexpr size_t kWireNodes = 2048;  // elements of one document
   static constexpr size_t kWireBytes = 16384; // one bin or str
 
-  // --- names --------------------------------------------------------------------------------------
+  // --- names
+  // --------------------------------------------------------------------------------------
   static constexpr size_t kUidBytes = 128;
   static constexpr size_t kGridDims = 8;
   static constexpr size_t kGridExperts = 65536; // full-map mode
@@ -34,17 +36,17 @@ struct Limits {
   static constexpr size_t kChunkBytes = size_t{1} << 20;
   static constexpr size_t kMessageBytes = kChunkBytes + (kChunkBytes >> 2); // ZMQ_MAXMSGSIZE
   static constexpr int kSocketHighWaterMark = 8;
-  static constexpr size_t kTensors = 16;    // tensors of one call, one way
+  static constexpr size_t kTensors = 16; // tensors of one call, one way
   static constexpr size_t kTensorDims = 8;
-  static constexpr size_t kCallBytes = size_t{256} << 20;      // all tensors of one call, one way
-  static constexpr size_t kPeerBytes = size_t{512} << 20;      // received and not yet computed, one peer
-  static constexpr size_t kServerBytes = size_t{2} << 30;      // the same, all peers
-  static constexpr size_t kPeerCalls = 4096;                   // open calls of one peer
-  static constexpr size_t kCreditBytes = size_t{4} << 20;      // window of one stream
-  static constexpr size_t kErrorTextBytes = 16384;             // remote traceback text
-  static constexpr size_t kPoolQueue = 8192;                   // requests waiting in one pool
-  static constexpr uint64_t kDeadlineMs = 3'600'000;           // the longest deadline a call may carry
-  static constexpr size_t kConnections = 1024;                 // peers of one listener
+  static constexpr size_t kCallBytes = size_t{256} << 20; // all tensors of one call, one way
+  static constexpr size_t kPeerBytes = size_t{512} << 20; // received and not yet computed, one peer
+  static constexpr size_t kServerBytes = size_t{2} << 30; // the same, all peers
+  static constexpr size_t kPeerCalls = 4096;              // open calls of one peer
+  static constexpr size_t kCreditBytes = size_t{4} << 20; // window of one stream
+  static constexpr size_t kErrorTextBytes = 16384;        // remote traceback text
+  static constexpr size_t kPoolQueue = 8192;              // requests waiting in one pool
+  static constexpr uint64_t kDeadlineMs = 3'600'000;      // the longest deadline a call may carry
+  static constexpr size_t kConnections = 1024;            // peers of one listener
 };
 
 } // namespace lah
