@@ -1,12 +1,13 @@
 # Finds the system libraries of lah_core, or stops with the one line that installs them.
 find_package(PkgConfig QUIET)
-set(missing "")
 if(PkgConfig_FOUND)
-  pkg_check_modules(ZMQ QUIET libzmq>=4.3)
+  pkg_check_modules(ZMQ QUIET libzmq>=4.3) # Debian ships no ZeroMQConfig.cmake
   pkg_check_modules(SODIUM QUIET libsodium)
 endif()
 find_path(LAH_CPPZMQ_INCLUDE zmq.hpp)
 find_path(LAH_MSGPACK_INCLUDE msgpack.hpp)
+
+set(missing "")
 foreach(pair "PkgConfig_FOUND:pkg-config" "ZMQ_FOUND:libzmq" "SODIUM_FOUND:libsodium"
              "LAH_CPPZMQ_INCLUDE:cppzmq" "LAH_MSGPACK_INCLUDE:msgpack-c")
   string(REPLACE ":" ";" pair "${pair}")
@@ -18,9 +19,7 @@ foreach(pair "PkgConfig_FOUND:pkg-config" "ZMQ_FOUND:libzmq" "SODIUM_FOUND:libso
 endforeach()
 if(missing)
   string(JOIN ", " missing ${missing})
-  message(FATAL_ERROR "learning_at_home needs system packages that are not installed: ${missing}\n"
-    "  Debian/Ubuntu: sudo apt-get install -y g++ cmake ninja-build pkg-config libzmq3-dev cppzmq-dev libsodium-dev libmsgpack-cxx-dev\n"
-    "  Fedora:        sudo dnf install -y gcc-c++ cmake ninja-build pkgconf zeromq-devel cppzmq-devel libsodium-devel msgpack-cxx-devel\n"
-    "  macOS:         brew install cmake ninja pkg-config zeromq cppzmq libsodium msgpack-cxx\n"
-    "  conda:         conda install -c conda-forge cxx-compiler cmake ninja pkg-config zeromq cppzmq libsodium msgpack-cxx\n")
+  file(READ "${CMAKE_CURRENT_LIST_DIR}/../build_backend/system_packages.txt" install_lines)
+  string(REPLACE ";" "\;" install_lines "${install_lines}")
+  message(FATAL_ERROR "learning_at_home: system packages are missing: ${missing}. Install them with\n${install_lines}")
 endif()

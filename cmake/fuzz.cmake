@@ -1,0 +1,10 @@
+# Fuzz targets: libFuzzer, so clang only. LAH_SANITIZE=fuzzer-no-link,address,undefined instruments lah_core for them.
+add_custom_target(fuzz_targets)
+file(GLOB fuzz_sources CONFIGURE_DEPENDS fuzz/fuzz_*.cpp)
+foreach(source ${fuzz_sources})
+  get_filename_component(name "${source}" NAME_WE)
+  add_executable(${name} "${source}")
+  target_link_libraries(${name} PRIVATE lah_core)
+  target_link_options(${name} PRIVATE -fsanitize=fuzzer)
+  add_dependencies(fuzz_targets ${name})
+endforeach()
