@@ -98,7 +98,7 @@ setup() { # tests: with what the C++ tests need
     torch=$("$python" -I -c "import importlib.metadata as m; print(m.version('torch').split('+')[0])")
     mkdir -p .run && say "torch==$torch" >.run/constraints.txt # nothing below may fetch another
     cmake_version=$(cmake --version | sed -n '1s/[^0-9]*\([0-9]*\)\.\([0-9]*\).*/\1 * 100 + \2/p')
-    [ $((cmake_version)) -ge 325 ] && newer_cmake= || newer_cmake='cmake>=3.25'
+    [ $(($cmake_version)) -ge 325 ] && newer_cmake= || newer_cmake='cmake>=3.25'
     step build-tools "1 $newer_cmake" pip_install 'scikit-build-core>=0.11' 'pybind11>=2.13' $newer_cmake
     key="$PWD $torch $("$python" -V) ${CMAKE_ARGS:-} $(command -v nvcc || say no nvcc)
 $(contents csrc cmake CMakeLists.txt build_backend pyproject.toml)"
