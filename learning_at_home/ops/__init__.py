@@ -1,0 +1,13 @@
+"""Choosing experts, sending tokens to them and mixing what comes back, as differentiable functions on CPU and
+CUDA.
+
+`schemas.py` is the table of contents, `reference.py` the specification. The compiled ops load with this
+module; where there are none, the reference serves, with a warning.
+"""
+
+from .functions import Route, alive_bitmap, combine, dispatch, route_grid
+from .library import load
+
+__all__ = ["Route", "alive_bitmap", "combine", "dispatch", "route_grid"]
+
+_library = load()  # the ops are defined as long as this lives

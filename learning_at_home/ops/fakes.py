@@ -1,0 +1,99 @@
+"""Shapes and dtypes of every op's outputs, for torch.compile and opcheck. They follow from the inputs' shapes
+alone.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .reference import rows_of
+from .schemas import NAMESPACE
+
+
+def route_grid(
+    logits: Tensor,
+    grid: list[int],
+    k: int,
+    *,
+    alive: Tensor | None = None,
+    beam: int = 0,
+    capacity: int = 0,
+    align: int = 1,
+    want_lse: bool = False,
+    want_stats: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    tokens, experts = logits.size(0), math.prod(grid)
+    index = logits.new_empty([tokens, k], dtype=torch.int32)
+    return (
+        index,
+        logits.new_empty([tokens, k]),
+        torch.empty_like(index),
+        logits.new_empty([experts + 1], dtype=torch.int32),
+        logits.new_empty([tokens] if want_lse or want_stats else [0]),
+        logits.new_empty([2, experts] if want_stats else [0]),
+    )
+
+
+def route_backward(
+    grad_score: Tensor | None,
+    grad_lse: Tensor | None,
+    grad_stats: Tensor | None,
+    logits: Tensor,
+    grid: list[int],
+    index: Tensor,
+    lse: Tensor,
+    *,
+    alive: Tensor | None = None,
+) -> Tensor:
+    return torch.empty_like(logits)
+
+
+def dispatch(
+    x: Tensor, index: Tensor, rank: Tensor, offset: Tensor, *, align: int = 1
+) -> tuple[Tensor, Tensor]:
+    r = rows_of(index.size(0) * index.size(1), offset.size(0) - 1, align)
+    return x.new_empty([r, x.size(1)]), index.new_empty([r])
+
+
+def dispatch_backward(
+    grad_rows: Tensor, index: Tensor, rank: Tensor, offset: Tensor, *, ok: Tensor | None = None
+) -> Tensor:
+    return grad_rows.new_empty([index.size(0), grad_rows.size(1)])
+
+
+def combine(
+    rows: Tensor,
+    score: Tensor,
+    index: Tensor,
+    rank: Tensor,
+    offset: Tensor,
+    *,
+    ok: Tensor | None = None,
+    normalize: int = 0,
+    residual: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    return rows.new_empty([index.size(0), rows.size(1)]), torch.empty_like(score)
+
+
+def combine_backward(
+    grad: Tensor,
+    rows: Tensor,
+    score: Tensor,
+    weight: Tensor,
+    index: Tensor,
+    rank: Tensor,
+    offset: Tensor,
+    *,
+    ok: Tensor | None = None,
+    normalize: int = 0,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(rows), torch.empty_like(score)
+
+
+def register(library: torch.library.Library) -> None:
+    """Register every fake with the library that defined the ops."""
+    for fake in (route_grid, route_backward, dispatch, dispatch_backward, combine, combine_backward):
+        torch.library.register_fake(f"{NAMESPACE}::{fake.__name__}", fake, lib=library)

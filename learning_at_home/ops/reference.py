@@ -1,0 +1,237 @@
+"""The specification of every op, in plain torch. The kernels must agree: index, rank, offset and score bit
+for bit, other values up to rounding.
+
+Shapes and names as in `schemas.py`. Void means: not to be chosen, because dead or because the score is not
+finite.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+SOFTMAX, SUM, NONE = 0, 1, 2  # `normalize` of combine
+
+
+def rows_of(assignments: int, experts: int, align: int) -> int:
+    """R: the rows that hold `assignments` in any distribution over `experts`, each expert's first row a
+    multiple of `align`.
+    """
+    if align == 1:
+        return assignments
+    return (assignments + experts * (align - 1) + align - 1) // align * align
+
+
+def grid_scores(logits: Tensor, grid: list[int]) -> Tensor:
+    """[T, sum(grid)] -> [T, E]: the score of expert (i1, ..., id) is s1[i1] + s2[i2] + ..., added from left
+    to right.
+    """
+    score, *rest = logits.split(grid, dim=1)
+    for axis in rest:
+        score = (score.unsqueeze(2) + axis.unsqueeze(1)).flatten(1)
+    return score
+
+
+def unpack_alive(alive: Tensor, experts: int) -> Tensor:
+    """Bitmap int32 [ceil(E / 32)] -> bool [E]: expert e is bit e % 32 of word e // 32."""
+    e = torch.arange(experts, device=alive.device)
+    return (alive[e // 32] >> (e % 32).int() & 1).bool()
+
+
+def usable_experts(score: Tensor, alive: Tensor | None) -> Tensor:
+    """bool [T, E]: alive and finite."""
+    finite = score.isfinite()
+    return finite if alive is None else finite & unpack_alive(alive, score.size(1))
+
+
+def best_prefixes(logits: Tensor, grid: list[int], alive: Tensor | None, beam: int) -> Tensor:
+    """bool [T, E]: the experts of each token's `beam` best prefixes (all coordinates but the last) that have
+    any expert alive.
+    """
+    last = grid[-1]
+    prefix = grid_scores(logits[:, :-last], grid[:-1])
+    prefix = prefix.masked_fill(~prefix.isfinite(), -math.inf)
+    if alive is not None:
+        prefix = prefix.masked_fill(
+            ~unpack_alive(alive, prefix.size(1) * last).view(-1, last).any(1), -math.inf
+        )
+    best = (prefix + 0.0).argsort(dim=1, descending=True, stable=True)[:, :beam]
+    return torch.zeros_like(prefix, dtype=torch.bool).scatter(1, best, True).repeat_interleave(last, dim=1)
+
+
+def plan(index: Tensor, experts: int, capacity: int, align: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(rank, offset, count): rank among the earlier assignments to the same expert, in (t, j) order; count
+    [E] is taken before capacity.
+    """
+    flat = index.flatten().long()
+    order = flat.argsort(stable=True)
+    count = torch.bincount(flat + 1, minlength=experts + 1)  # entry 0 counts the void
+    start = count.cumsum(0) - count
+    rank = torch.empty_like(flat)
+    rank[order] = torch.arange(len(flat), device=flat.device) - start[flat[order] + 1]
+    count = count[1:]
+    kept = count.clamp(max=capacity) if capacity else count
+    offset = torch.nn.functional.pad(((kept + align - 1) // align * align).cumsum(0), (1, 0)).int()
+    dropped = (flat < 0) | (rank >= capacity) if capacity else flat < 0
+    return rank.masked_fill(dropped, -1).view(index.shape).int(), offset, count
+
+
+def route_grid(
+    logits: Tensor,
+    grid: list[int],
+    k: int,
+    *,
+    alive: Tensor | None = None,
+    beam: int = 0,
+    capacity: int = 0,
+    align: int = 1,
+    want_lse: bool = False,
+    want_stats: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    score = grid_scores(logits, grid)
+    usable = usable_experts(score, alive)
+    searched = usable & best_prefixes(logits, grid, alive, beam) if beam and len(grid) > 1 else usable
+    key = (
+        score.masked_fill(~searched, -math.inf) + 0.0
+    )  # -0 and +0 are equal; a stable sort leaves ties to the lower id
+    key = torch.nn.functional.pad(key, (0, max(0, k - key.size(1))), value=-math.inf)
+    best, index = (x[:, :k] for x in key.sort(dim=1, descending=True, stable=True))
+    void = best == -math.inf
+    chosen = score.gather(1, index.masked_fill(void, 0)).masked_fill(void, 0.0)
+    index = index.masked_fill(void, -1).int()
+    rank, offset, count = plan(index, score.size(1), capacity, align)
+    lse = stats = logits.new_empty(0)
+    if want_lse or want_stats:
+        lse = score.masked_fill(~usable, -math.inf).logsumexp(dim=1)
+        lse = lse.masked_fill(~usable.any(dim=1), 0.0)
+    if want_stats:
+        probability = (score - lse[:, None]).exp().masked_fill(~usable, 0.0)
+        stats = torch.stack([count.to(score.dtype), probability.sum(0) / max(len(score), 1)])
+    return index, chosen, rank, offset, lse, stats
+
+
+def route_backward(
+    grad_score: Tensor | None,
+    grad_lse: Tensor | None,
+    grad_stats: Tensor | None,
+    logits: Tensor,
+    grid: list[int],
+    index: Tensor,
+    lse: Tensor,
+    *,
+    alive: Tensor | None = None,
+) -> Tensor:
+    grad = logits.new_zeros(len(logits), math.prod(grid))
+    if grad_score is not None:
+        void = index < 0
+        grad.scatter_add_(1, index.long().masked_fill(void, 0), grad_score.masked_fill(void, 0.0))
+    if grad_lse is not None or grad_stats is not None:
+        score = grid_scores(logits, grid)
+        probability = (score - lse[:, None]).exp().masked_fill(~usable_experts(score, alive), 0.0)
+        slope = torch.zeros_like(lse)[:, None] if grad_lse is None else grad_lse[:, None]
+        if (
+            grad_stats is not None
+        ):  # stats[1] is the mean probability; its softmax couples all experts of a token
+            mean = grad_stats[1:] / max(len(logits), 1)
+            slope = slope + mean - (probability * mean).sum(1, keepdim=True)
+        grad = grad + probability * slope
+    cube = grad.view(-1, *grid)
+    others = [[a + 1 for a in range(len(grid)) if a != axis] for axis in range(len(grid))]
+    return torch.cat([cube.sum(dim) if dim else cube for dim in others], dim=1)
+
+
+def positions(
+    index: Tensor, rank: Tensor, offset: Tensor, ok: Tensor | None, rows: int
+) -> tuple[Tensor, Tensor]:
+    """(row int64 [T, k], live bool [T, k]): the row of each assignment (0 where it has none), and whether it
+    may be read.
+    """
+    row = offset[index.clamp(min=0).long()].long() + rank.long()
+    live = (index >= 0) & (rank >= 0) & (row < rows)
+    row = row.masked_fill(~live, 0)
+    return row, live if ok is None or rows == 0 else live & ok[row]
+
+
+def live_rows(rows: Tensor, row: Tensor, live: Tensor) -> Tensor:
+    """[T, k, H] in the type sums are made in; zero where not live, whatever the row holds."""
+    if len(rows) == 0:
+        return accumulated(rows).new_zeros(*row.shape, rows.size(1))
+    return accumulated(rows[row]).masked_fill(~live[:, :, None], 0)
+
+
+def accumulated(x: Tensor) -> Tensor:
+    """Sums are made in float32, or in float64 of float64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def dispatch(
+    x: Tensor, index: Tensor, rank: Tensor, offset: Tensor, *, align: int = 1
+) -> tuple[Tensor, Tensor]:
+    r = rows_of(index.numel(), len(offset) - 1, align)
+    row, live = positions(index, rank, offset, None, r)
+    source = index.new_full([r], -1)
+    source[row[live]] = torch.arange(index.numel(), device=x.device).int().view(index.shape)[live]
+    rows = x.new_zeros(r, x.size(1))
+    rows[row[live]] = x[live.nonzero()[:, 0]]
+    return rows, source
+
+
+def dispatch_backward(
+    grad_rows: Tensor, index: Tensor, rank: Tensor, offset: Tensor, *, ok: Tensor | None = None
+) -> Tensor:
+    row, live = positions(index, rank, offset, ok, len(grad_rows))
+    return live_rows(grad_rows, row, live).sum(1).to(grad_rows.dtype)
+
+
+def combine(
+    rows: Tensor,
+    score: Tensor,
+    index: Tensor,
+    rank: Tensor,
+    offset: Tensor,
+    *,
+    ok: Tensor | None = None,
+    normalize: int = SOFTMAX,
+    residual: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    row, live = positions(index, rank, offset, ok, len(rows))
+    weight = score.masked_fill(~live, 0.0)
+    if normalize == SOFTMAX:  # no live row: softmax gives NaN, and the weights are zero
+        weight = score.masked_fill(~live, -math.inf).softmax(1).masked_fill(~live, 0.0)
+    elif normalize == SUM:
+        total = weight.sum(1, keepdim=True)
+        weight = (weight / total).masked_fill(total == 0, 0.0)
+    out = (weight[:, :, None] * live_rows(rows, row, live)).sum(1)
+    if residual is not None:
+        out = out + residual
+    return out.to(rows.dtype), weight
+
+
+def combine_backward(
+    grad: Tensor,
+    rows: Tensor,
+    score: Tensor,
+    weight: Tensor,
+    index: Tensor,
+    rank: Tensor,
+    offset: Tensor,
+    *,
+    ok: Tensor | None = None,
+    normalize: int = SOFTMAX,
+) -> tuple[Tensor, Tensor]:
+    row, live = positions(index, rank, offset, ok, len(rows))
+    g = accumulated(grad)[:, None, :]
+    grad_rows = torch.zeros_like(rows)
+    grad_rows[row[live]] = (weight[:, :, None] * g)[live].to(rows.dtype)
+    a = (g * live_rows(rows, row, live)).sum(2)  # dL / dw
+    mean = (weight * a).sum(1, keepdim=True)
+    if normalize == SOFTMAX:
+        grad_score = weight * (a - mean)
+    elif normalize == SUM:
+        total = score.masked_fill(~live, 0.0).sum(1, keepdim=True)
+        grad_score = ((a - mean) / total).masked_fill(total == 0, 0.0)
+    else:
+        grad_score = a
+    return grad_rows, grad_score.masked_fill(~live, 0.0)

@@ -1,0 +1,51 @@
+"""The ops of learning_at_home: the table of contents.
+
+Everything around the experts of a mixture: choose them, send tokens to them, mix what comes back, and the
+gradients of all three. Each op has the same name in `reference.py` (the specification, plain torch), in
+`csrc/ops/ops.cpp` (checks and allocation) and in `csrc/ops/{cpu,cuda}/`.
+
+T tokens, k choices, E = prod(grid) experts, R rows. An assignment (t, j) is token t's j-th choice; it owns
+row `offset[index[t, j]] + rank[t, j]`, or none when its index or rank is -1. Rows of one expert are
+contiguous, in token order. Index tensors are int32. All tensors are contiguous; every output element is
+written; output shapes follow from input shapes.
+
+The schemas are defined here and not in C++ so that tags work with every torch the binary serves, and so that
+the reference can stand in under the same names when there is no binary. Sizes that follow from T are SymInt:
+an int would recompile for every batch size.
+"""
+
+import torch
+
+NAMESPACE = "learning_at_home"
+
+SCHEMAS = {
+    # choose the k best alive experts of a product grid; count, rank and lay out their rows
+    "route_grid": """(Tensor logits, int[] grid, int k, *, Tensor? alive=None, int beam=0, SymInt capacity=0,
+        int align=1, bool want_lse=False, bool want_stats=False)
+        -> (Tensor index, Tensor score, Tensor rank, Tensor offset, Tensor lse, Tensor stats)""",
+    # gradient of the logits from those of score, lse and stats; lse is read for the last two only
+    "route_backward": """(Tensor? grad_score, Tensor? grad_lse, Tensor? grad_stats, Tensor logits, int[] grid,
+        Tensor index, Tensor lse, *, Tensor? alive=None) -> Tensor grad_logits""",
+    # copy each token to the rows of its experts (any dtype); unowned rows are zero, their source is -1
+    "dispatch": """(Tensor x, Tensor index, Tensor rank, Tensor offset, *, int align=1)
+        -> (Tensor rows, Tensor source)""",
+    # sum the row gradients of each token; rows that are not ok count as zero and are not read
+    "dispatch_backward": """(Tensor grad_rows, Tensor index, Tensor rank, Tensor offset, *, Tensor? ok=None)
+        -> Tensor grad_x""",
+    # weighted sum of each token's live rows; weights by `normalize` from the live scores s:
+    # 0: softmax(s), 1: s / sum(s), 2: s
+    "combine": """(Tensor rows, Tensor score, Tensor index, Tensor rank, Tensor offset, *, Tensor? ok=None,
+        int normalize=0, Tensor? residual=None) -> (Tensor out, Tensor weight)""",
+    # gradients of rows (zero where unowned or missing) and of score (zero where void or missing)
+    "combine_backward": """(Tensor grad, Tensor rows, Tensor score, Tensor weight, Tensor index, Tensor rank,
+        Tensor offset, *, Tensor? ok=None, int normalize=0) -> (Tensor grad_rows, Tensor grad_score)""",
+}
+
+
+def define() -> torch.library.Library:
+    """Define every op. The ops live as long as the returned library does."""
+    library = torch.library.Library(NAMESPACE, "DEF")
+    for name, schema in SCHEMAS.items():
+        # kernels require contiguous tensors: the compiler must keep the strides they were traced with
+        library.define(name + " ".join(schema.split()), tags=(torch.Tag.needs_fixed_stride_order,))
+    return library
