@@ -1,0 +1,100 @@
+// Where the network thread and the runtime thread meet: complete requests go in, contiguous batches
+// come out, results go back. The network thread never waits here for Python; the runtime thread
+// waits with the GIL released.
+#pragma once
+
+#include <condition_variable>
+#include <mutex>
+#include <unordered_map>
+
+#include "batching/task_pool.hpp"
+
+namespace lah::batching {
+
+// Takes answers from the runtime thread to the network thread.
+class ReplyPort {
+public:
+  virtual ~ReplyPort() = default;
+  virtual void reply(const rpc::CallKey& key, rpc::OutgoingResult result) = 0;
+  virtual void fail(const rpc::CallKey& key, const Error& error) = 0;
+};
+
+// One batch, copied into the slab: input i of all rows lies at slab + offsets[i].
+struct Batch {
+  uint64_t id = 0;
+  uint32_t pool = 0;
+  uint64_t rows = 0;
+  bool training = true;
+  std::vector<uint64_t> offsets;
+};
+
+enum class Taken { kBatch, kTimeout, kStopped, kSlabTooSmall };
+
+class Batcher final : public rpc::CallHandler {
+public:
+  Batcher(const Clock& clock, ByteAllocator& allocator);
+
+  // Before serving.
+  uint32_t add_pool(PoolSpec spec);
+  void set_description(const std::string& uid, std::string json);
+  void connect(ReplyPort* port); // null disconnects: later answers are dropped
+
+  // Network thread.
+  Result<uint32_t> admit(const rpc::Call& call) override;
+  void submit(rpc::IncomingCall call) override;
+  void cancel(const rpc::CallKey& key) override;
+  Result<std::string> describe(const std::string& uid) override;
+
+  // Runtime thread. kSlabTooSmall leaves the batch pending and its need in `slab_bytes_needed`.
+  Taken take(MutableByteView slab, Time deadline, Batch& batch, size_t& slab_bytes_needed);
+  void finish(uint64_t batch_id, const std::vector<ByteView>& outputs);
+  void fail(uint64_t batch_id, const Error& error);
+
+  // Any thread. Answers everything that waits with kShuttingDown and lets take() return kStopped.
+  void stop();
+
+  struct Counters {
+    uint64_t requests = 0;
+    uint64_t batches = 0;
+    uint64_t rows = 0;
+    uint64_t expired = 0;
+    uint64_t failed = 0;
+  };
+  Counters counters() const;
+
+private:
+  struct Running {
+    uint32_t pool = 0;
+    Time started = 0;
+    uint64_t rows = 0;
+    std::vector<rpc::IncomingCall> calls;
+  };
+
+  std::optional<uint32_t> next_pool(Time now, Time& wake_at);
+  bool prepare(Time now, Time& wake_at, std::vector<rpc::CallKey>& expired);
+  std::vector<uint64_t> layout(const Running& running, size_t& bytes) const;
+  void fill(const Running& running, const std::vector<uint64_t>& offsets,
+            MutableByteView slab) const;
+  Running take_running(uint64_t batch_id);
+  void send_fail(const rpc::CallKey& key, const Error& error);
+
+  const Clock& clock_;
+  ByteAllocator& allocator_;
+
+  mutable std::mutex mutex_;
+  std::condition_variable arrived_;
+  std::deque<TaskPool> pools_;
+  std::unordered_map<std::string, uint32_t> forward_pools_;
+  std::unordered_map<std::string, uint32_t> backward_pools_;
+  std::unordered_map<std::string, std::string> descriptions_;
+  std::map<uint64_t, Running> running_;
+  uint64_t pending_ = 0; // id of a batch that was chosen and not yet copied out; 0: none
+  uint64_t next_id_ = 1;
+  bool stopped_ = false;
+  Counters counters_;
+
+  std::mutex port_mutex_;
+  ReplyPort* port_ = nullptr;
+};
+
+} // namespace lah::batching

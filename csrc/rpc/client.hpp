@@ -1,0 +1,132 @@
+// The calling side of expert calls: sans-IO. Events go in with the time they happened, frames go
+// out through Link, results through the ReplySink of each call. Every call ends exactly once: with
+// a result, an error, or its deadline.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <map>
+#include <set>
+#include <unordered_map>
+
+#include "base/rng.hpp"
+#include "rpc/link.hpp"
+#include "rpc/stream.hpp"
+
+namespace lah::rpc {
+
+struct Outcome {
+  Error error; // kNone: the whole result arrived
+  uint64_t queue_us = 0;
+  uint64_t service_us = 0;
+  uint64_t batch_rows = 0;
+};
+
+class ReplySink {
+public:
+  virtual ~ReplySink() = default;
+  // False if the result's tensors are not what the caller expects; the call then fails with
+  // kSchemaMismatch.
+  virtual bool on_result(const ResultMessage& result) = 0;
+  virtual void on_bytes(uint64_t stream_offset, ByteView bytes) = 0;
+  virtual void on_done(const Outcome& outcome) = 0; // the sink is not touched afterwards
+};
+
+struct OutgoingCall {
+  Call header; // id, total_bytes and deadline_ms are filled in by the client
+  std::vector<ByteView> tensors;
+  std::shared_ptr<const void> keep; // holds the tensors' memory; needed above one chunk
+  Time deadline = kNever;
+};
+
+struct ClientConfig {
+  Duration ping_interval = 500 * kMillisecond; // of a peer that owes an answer and is silent
+  Duration silence = 3 * kSecond;              // then it is down and its calls fail
+  Duration probe_interval = 1 * kSecond;       // of a peer that is down
+  Duration probe_for = 600 * kSecond;
+};
+
+class Client {
+public:
+  using PingDone = std::function<void(const Error&, Duration round_trip)>;
+  using PeerEvent = std::function<void(PeerId, bool up)>;
+
+  Client(Link& link, Rng& rng, ClientConfig config, PeerEvent on_peer);
+
+  // Starts a call, or ends it at once through its sink.
+  RequestId start(Time now, PeerId peer, OutgoingCall call, ReplySink& sink);
+  void cancel(Time now, const RequestId& id);
+  void ping(Time now, PeerId peer, Time deadline, PingDone done);
+  void fail_all(const Error& error);
+
+  void on_frames(Time now, PeerId peer, ByteView header, ByteView chunk);
+  void on_writable(Time now, PeerId peer);
+  void forget(PeerId peer); // the connection is gone for good; its calls fail
+  void on_timer(Time now);
+  Time next_deadline() const;
+
+private:
+  struct IdHash {
+    size_t operator()(const RequestId& id) const noexcept {
+      size_t value = 0;
+      std::memcpy(&value, id.data(), sizeof(value));
+      return value;
+    }
+  };
+  struct OpenCall {
+    PeerId peer = 0;
+    OutgoingCall out;
+    ReplySink* sink = nullptr;
+    StreamCursor sending;
+    uint64_t credit = Limits::kCreditBytes;
+    bool called = false; // the CALL header went out
+    std::optional<ResultMessage> result;
+    StreamCursor receiving;
+    CreditWindow window;
+    std::multimap<Time, RequestId>::iterator timer;
+  };
+  struct OpenPing {
+    PeerId peer;
+    Time sent;
+    Time deadline;
+    PingDone done;
+  };
+  struct Peer {
+    Time heard = 0;
+    Time waiting_since = kNever; // nothing heard since, although something is owed
+    Time next_ping = kNever;
+    Time probe_until = 0;
+    bool down = false;
+    uint64_t boot_id = 0;
+    std::set<RequestId> calls;
+    std::deque<RequestId> sending;
+    std::deque<Buffer> control; // small messages the link refused so far
+  };
+
+  void pump(Time now, PeerId id, Peer& peer);
+  Sent send_next(Time now, OpenCall& call);
+  bool send_control(PeerId id, Peer& peer, const Message& message);
+  void send_ping(Time now, PeerId id, Peer& peer);
+  void finish(const RequestId& id, const Outcome& outcome);
+  void fail_peer(Peer& peer, const Error& error);
+  void heard(Time now, PeerId id, Peer& peer);
+  void check_peer(Time now, PeerId id, Peer& peer);
+
+  void handle(Time now, PeerId peer, const ResultMessage& message, ByteView chunk);
+  void handle(Time now, PeerId peer, const Data& message, ByteView chunk);
+  void handle(Time now, PeerId peer, const Credit& message, ByteView chunk);
+  void handle(Time now, PeerId peer, const ErrorMessage& message, ByteView chunk);
+  void handle(Time now, PeerId peer, const Pong& message, ByteView chunk);
+  void take_bytes(const RequestId& id, OpenCall& call, uint64_t offset, ByteView chunk);
+
+  Link& link_;
+  Rng& rng_;
+  ClientConfig config_;
+  PeerEvent on_peer_;
+  std::unordered_map<RequestId, OpenCall, IdHash> calls_;
+  std::multimap<Time, RequestId> timers_;
+  std::unordered_map<RequestId, OpenPing, IdHash> pings_;
+  std::unordered_map<PeerId, Peer> peers_;
+};
+
+} // namespace lah::rpc

@@ -1,0 +1,41 @@
+// What expert calls need of a transport. net/ implements it over ZeroMQ, sim/ over a virtual
+// network.
+#pragma once
+
+#include <memory>
+
+#include "base/bytes.hpp"
+#include "base/time.hpp"
+
+namespace lah::rpc {
+
+// A connection, as the transport numbers them. Never reused within a process.
+using PeerId = uint64_t;
+
+// Bytes to send. With `keep`, the transport may read them until it drops its copy of `keep`, from
+// any thread; without, it copies them before send() returns.
+struct Chunk {
+  ByteView bytes;
+  std::shared_ptr<const void> keep;
+};
+
+// Bytes received; `bytes` live as long as `owner`.
+struct ReceivedChunk {
+  struct Owner {
+    virtual ~Owner() = default;
+  };
+  ByteView bytes;
+  std::unique_ptr<Owner> owner;
+};
+
+enum class Sent { kAccepted, kWouldBlock, kGone };
+
+class Link {
+public:
+  virtual ~Link() = default;
+  // kWouldBlock: nothing was taken, the transport will call on_writable(peer). kGone: the peer will
+  // never take it.
+  virtual Sent send(PeerId peer, ByteView header, const Chunk& chunk) = 0;
+};
+
+} // namespace lah::rpc

@@ -1,0 +1,134 @@
+// Every message of an expert call, declared once. On the wire a message is two frames,
+// [header][chunk]; the header is the msgpack array [version, kind, request id, stream offset, ...]
+// of at most Limits::kHeaderBytes, and each kind appends its own fields. Readers skip fields that a
+// newer peer appended.
+#pragma once
+
+#include <optional>
+#include <variant>
+
+#include "base/bytes.hpp"
+#include "base/limits.hpp"
+#include "base/result.hpp"
+
+namespace lah::rpc {
+
+inline constexpr uint64_t kVersion = 1;
+
+using RequestId = std::array<uint8_t, 16>;
+
+enum class Kind : uint8_t {
+  kCall = 1,
+  kData = 2,
+  kCredit = 3,
+  kCancel = 4,
+  kResult = 5,
+  kError = 6,
+  kPing = 7,
+  kPong = 8,
+  kGoAway = 9,
+};
+
+enum class Method : uint8_t { kForward = 1, kBackward = 2, kInfo = 3 };
+
+enum class DType : uint8_t {
+  kFloat32 = 1,
+  kFloat64 = 2,
+  kFloat16 = 3,
+  kBFloat16 = 4,
+  kInt8 = 5,
+  kInt16 = 6,
+  kInt32 = 7,
+  kInt64 = 8,
+  kUInt8 = 9,
+  kBool = 10,
+};
+inline constexpr uint64_t kDTypes = 10;
+
+size_t dtype_bytes(DType dtype);
+const char* dtype_name(DType dtype);
+
+// How a tensor's elements travel. Only kRaw exists yet.
+enum class Codec : uint8_t { kRaw = 0 };
+
+struct TensorMeta {
+  DType dtype = DType::kFloat32;
+  Codec codec = Codec::kRaw;
+  std::vector<uint64_t> shape;
+  uint64_t wire_bytes = 0;
+
+  bool operator==(const TensorMeta&) const = default;
+  std::string text() const; // "float32[3, 64]"
+};
+
+// Bytes of the elements, or nothing if the product overflows Limits::kCallBytes.
+std::optional<uint64_t> tensor_bytes(DType dtype, const std::vector<uint64_t>& shape);
+
+// A stream holds the tensors one behind the other, each starting on a kTensorAlign boundary.
+uint64_t stream_bytes(const std::vector<TensorMeta>& tensors);
+
+struct Call {
+  RequestId id{};
+  uint64_t total_bytes = 0;
+  Method method = Method::kForward;
+  std::string uid;
+  uint64_t deadline_ms = 0; // remaining when sent
+  bool training = true;
+  uint8_t priority = 0; // higher goes first
+  uint8_t attempt = 0;
+  std::vector<TensorMeta> tensors;
+};
+
+struct Data {
+  RequestId id{};
+  uint64_t offset = 0;
+};
+
+// The receiver of stream `id` accepts its bytes [0, limit).
+struct Credit {
+  RequestId id{};
+  uint64_t limit = 0;
+};
+
+struct Cancel {
+  RequestId id{};
+};
+
+struct ResultMessage {
+  RequestId id{};
+  uint64_t total_bytes = 0;
+  uint64_t queue_us = 0;   // complete request to start of its batch
+  uint64_t service_us = 0; // start to end of its batch
+  uint64_t batch_rows = 0;
+  std::vector<TensorMeta> tensors;
+};
+
+// The chunk holds the remote traceback's text, if there is one.
+struct ErrorMessage {
+  RequestId id{};
+  ErrorCode code = ErrorCode::kNone;
+  uint64_t retry_after_ms = 0;
+  std::string message;
+};
+
+struct Ping {
+  RequestId id{};
+};
+
+struct Pong {
+  RequestId id{};
+  uint64_t boot_id = 0;
+};
+
+// The server takes no new calls on this connection.
+struct GoAway {
+  RequestId id{};
+};
+
+using Message =
+    std::variant<Call, Data, Credit, Cancel, ResultMessage, ErrorMessage, Ping, Pong, GoAway>;
+
+Buffer encode(const Message& message);
+Result<Message> decode(ByteView header);
+
+} // namespace lah::rpc

@@ -1,0 +1,120 @@
+// The serving side of expert calls: sans-IO. Assembles requests out of frames, hands complete ones
+// to a CallHandler, streams results back. Memory is taken only after a request passed every check
+// its header allows.
+#pragma once
+
+#include <deque>
+#include <map>
+#include <unordered_map>
+
+#include "base/shared_bytes.hpp"
+#include "rpc/link.hpp"
+#include "rpc/stream.hpp"
+
+namespace lah::rpc {
+
+struct CallKey {
+  PeerId peer = 0;
+  RequestId id{};
+  auto operator<=>(const CallKey&) const = default;
+};
+
+// A complete request. `bytes` is its stream (see stream.hpp), kept alive by one of the two owners.
+struct IncomingCall {
+  CallKey key;
+  Call header;
+  uint32_t pool = 0; // what CallHandler::admit answered
+  Time arrived = 0;
+  Time deadline = kNever;
+  ByteView bytes;
+  SharedBytes buffer;
+  std::unique_ptr<ReceivedChunk::Owner> frame;
+};
+
+class CallHandler {
+public:
+  virtual ~CallHandler() = default;
+  // Checks uid, schema and load, before any byte of the request is kept.
+  virtual Result<uint32_t> admit(const Call& call) = 0;
+  virtual void submit(IncomingCall call) = 0;
+  virtual void cancel(const CallKey& key) = 0;
+  // The answer to Method::kInfo: a JSON document.
+  virtual Result<std::string> describe(const std::string& uid) = 0;
+};
+
+struct OutgoingResult {
+  ResultMessage header; // id and total_bytes are filled in by the server
+  SharedBytes bytes;    // the stream
+};
+
+class Server {
+public:
+  Server(Link& link, CallHandler& handler, ByteAllocator& allocator, uint64_t boot_id);
+
+  void on_frames(Time now, PeerId peer, ByteView header, ReceivedChunk chunk);
+  void on_writable(PeerId peer);
+  void on_timer(Time now);
+  Time next_deadline() const;
+
+  void reply(const CallKey& key, OutgoingResult result);
+  void fail(const CallKey& key, const Error& error);
+  void forget(PeerId peer); // nothing of this peer is kept
+
+  struct Counters {
+    uint64_t calls = 0;
+    uint64_t refused = 0;
+    uint64_t expired = 0;
+    uint64_t bad_frames = 0;
+  };
+  const Counters& counters() const { return counters_; }
+
+private:
+  struct Incoming {
+    Call header;
+    uint32_t pool = 0;
+    Time arrived = 0;
+    Time deadline = 0;
+    SharedBytes buffer;
+    StreamCursor receiving;
+    CreditWindow window;
+  };
+  struct Outgoing {
+    Buffer header; // RESULT or ERROR; empty once sent
+    RequestId id{};
+    SharedBytes bytes;
+    Buffer text; // of an ERROR
+    StreamCursor sending;
+    uint64_t credit = Limits::kCreditBytes;
+  };
+  struct Peer {
+    std::deque<Outgoing> sending;
+    size_t receiving_bytes = 0;
+    size_t open_calls = 0; // admitted and not yet answered
+  };
+
+  void handle(Time now, PeerId peer, const Call& message, ReceivedChunk& chunk);
+  void handle(Time now, PeerId peer, const Data& message, ReceivedChunk& chunk);
+  void handle(Time now, PeerId peer, const Credit& message, ReceivedChunk& chunk);
+  void handle(Time now, PeerId peer, const Cancel& message, ReceivedChunk& chunk);
+  void handle(Time now, PeerId peer, const Ping& message, ReceivedChunk& chunk);
+
+  std::optional<Error> refuse(const Peer& peer, const Call& call) const;
+  void answer_info(const CallKey& key, const Call& call);
+  void submit(const CallKey& key, Incoming&& incoming, ReceivedChunk* whole);
+  void drop_incoming(const CallKey& key);
+  void send_error(PeerId peer, const RequestId& id, const Error& error);
+  void send(PeerId peer, Outgoing outgoing);
+  void pump(PeerId id, Peer& peer);
+  Sent send_next(PeerId peer, Outgoing& outgoing);
+
+  Link& link_;
+  CallHandler& handler_;
+  ByteAllocator& allocator_;
+  uint64_t boot_id_;
+  std::map<CallKey, Incoming> incoming_;
+  std::unordered_map<PeerId, Peer> peers_;
+  size_t receiving_bytes_ = 0;
+  Counters counters_;
+};
+
+} // namespace lah::rpc
