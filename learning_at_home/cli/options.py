@@ -1,0 +1,95 @@
+"""Options of the command line, and the checks of their values."""
+
+from __future__ import annotations
+
+import math
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+
+class ExpertKind(str, Enum):
+    """What ``server --expert`` can serve."""
+
+    ffn = "ffn"
+    nop = "nop"
+
+
+class OptimizerKind(str, Enum):
+    """What ``server --optimizer`` can train experts with."""
+
+    adam = "adam"
+    sgd = "sgd"
+
+
+Peers = Annotated[
+    list[str], typer.Option("--peer", metavar="HOST:PORT", help="A running node to join; may be repeated.")
+]
+UdpPort = Annotated[int, typer.Option(min=0, max=65535, help="UDP port of the node; 0 picks a free one.")]
+TcpPort = Annotated[int, typer.Option(min=0, max=65535, help="TCP port for calls; 0 picks a free one.")]
+Host = Annotated[str, typer.Option(help="The address at which others reach this machine.")]
+ExitWithParent = Annotated[
+    bool, typer.Option("--exit-with-parent", help="Also end when stdin is closed, however the parent died.")
+]
+Hidden = Annotated[int, typer.Option(min=1, help="Width of the experts' inputs and outputs.")]
+Prefix = Annotated[str, typer.Option(help="First part of every uid.")]
+Grid = Annotated[str, typer.Option(help="Sizes of the prefix's grid, such as 32 or 8x8.")]
+Experts = Annotated[
+    str, typer.Option(help="Grid cells START:STOP in row-major order, or uids with commas. Default: all.")
+]
+Expert = Annotated[ExpertKind, typer.Option(help="The module to serve.")]
+Optimizer = Annotated[OptimizerKind, typer.Option(help="It steps after every backward batch.")]
+LearningRate = Annotated[float, typer.Option(min=0.0, help="The optimizer's learning rate.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... Default: cpu.")]
+MaxBatchSize = Annotated[int, typer.Option(min=1, help="Most rows in one batch.")]
+TorchThreads = Annotated[int, typer.Option(min=0, help="Threads torch computes with; 0: torch decides.")]
+Seed = Annotated[int | None, typer.Option(help="Makes the experts' first weights repeatable.")]
+
+
+def parse_peers(values: list[str]) -> list[tuple[str, int]]:
+    """``["host:8081", "[::1]:8081"]`` to ``[("host", 8081), ("::1", 8081)]``."""
+    peers = []
+    for value in values:
+        host, _, port = value.rpartition(":")
+        host = host.removeprefix("[").removesuffix("]")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise typer.BadParameter(f"expected HOST:PORT, got {value!r}", param_hint="--peer")
+        peers.append((host, int(port)))
+    return peers
+
+
+def parse_grid(value: str) -> list[int]:
+    """``"8x8"`` to ``[8, 8]``."""
+    sizes = value.lower().split("x")
+    if not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise typer.BadParameter(f"expected sizes such as 8x8, got {value!r}", param_hint="--grid")
+    return [int(size) for size in sizes]
+
+
+def expert_uids(value: str, prefix: str, grid: list[int]) -> list[str]:
+    """The uids that ``--experts`` names.
+
+    ``"0:22"`` counts grid cells in row-major order, the last axis fastest: ``prefix.0.0``, ``prefix.0.1``,
+    ...; an empty value is the whole grid; anything else is a list of uids, separated by commas.
+    """
+    cells = math.prod(grid)
+    start, colon, stop = value.partition(":")
+    if colon or not value:
+        first, last = start or "0", stop or str(cells)
+        if not first.isdecimal() or not last.isdecimal() or not int(first) < int(last) <= cells:
+            message = f"expected a range within 0:{cells}, got {value!r}"
+            raise typer.BadParameter(message, param_hint="--experts")
+        return [_grid_uid(index, prefix, grid) for index in range(int(first), int(last))]
+    uids = [uid.strip() for uid in value.split(",")]
+    if len(set(uids)) != len(uids) or not all(uids):
+        raise typer.BadParameter(f"expected distinct uids, got {value!r}", param_hint="--experts")
+    return uids
+
+
+def _grid_uid(index: int, prefix: str, grid: list[int]) -> str:
+    coordinates: list[str] = []
+    for size in reversed(grid):
+        index, coordinate = divmod(index, size)
+        coordinates.append(str(coordinate))
+    return ".".join([prefix, *reversed(coordinates)])
