@@ -1,0 +1,183 @@
+// Batcher and CallServer for the runtime: one call returns a batch, one returns its results; the
+// GIL is released inside.
+#include <pybind11/stl.h>
+
+#include <atomic>
+
+#include "batching/byte_pool.hpp"
+#include "bindings/core.hpp"
+#include "bindings/net_thread.hpp"
+#include "net/call_server.hpp"
+
+namespace py = pybind11;
+
+namespace lah::bindings {
+namespace {
+
+using TensorSpecTuple = std::pair<int, std::vector<uint64_t>>; // dtype, instance shape
+
+std::vector<batching::TensorSpec> specs_from(const std::vector<TensorSpecTuple>& tuples) {
+  std::vector<batching::TensorSpec> specs;
+  for (const auto& [dtype, shape] : tuples)
+    specs.push_back({static_cast<rpc::DType>(dtype), shape});
+  return specs;
+}
+
+// A server's C++ half: the batcher, the memory of its requests, and (once listening) its socket.
+class ServerCore {
+public:
+  ServerCore()
+      : owner_(getpid()), bytes_(std::make_unique<batching::BytePool>(size_t{512} << 20)),
+        batcher_(std::make_unique<batching::Batcher>(clock_, *bytes_)) {}
+
+  ~ServerCore() {
+    if (getpid() != owner_) {
+      leak(std::move(server_));
+      leak(std::move(batcher_));
+      leak(std::move(bytes_));
+      return;
+    }
+    const py::gil_scoped_release release;
+    batcher_->stop();
+    server_.reset();
+  }
+  ServerCore(const ServerCore&) = delete;
+  ServerCore& operator=(const ServerCore&) = delete;
+
+  batching::Batcher& batcher() {
+    check_not_forked(owner_);
+    return *batcher_;
+  }
+
+  uint16_t listen(NetThreadHandle& thread, const py::bytes& seed, const std::string& host,
+                  uint16_t port, bool encrypted, uint64_t boot_id) {
+    const auto address = Endpoint::parse(host, port);
+    if (!address)
+      raise_error(address.error());
+    auto server = std::make_unique<net::CallServer>(thread.get(), thread.zmq(), identity_from(seed),
+                                                    batcher(), *bytes_, boot_id);
+    const auto bound = [&] {
+      const py::gil_scoped_release release;
+      return server->listen(*address, encrypted);
+    }();
+    if (!bound)
+      raise_error(bound.error());
+    server_ = std::move(server);
+    return *bound;
+  }
+
+  void close() {
+    const py::gil_scoped_release release;
+    batcher().stop();
+    server_.reset();
+  }
+
+  // (batch id, pool, rows, training, offsets), an int (the slab bytes needed), or None on timeout.
+  // Raises StopIteration once stopped.
+  py::object take(uintptr_t slab, size_t slab_bytes, double timeout) {
+    batching::Batch batch;
+    size_t needed = 0;
+    batching::Taken taken = batching::Taken::kTimeout;
+    {
+      const py::gil_scoped_release release;
+      taken = batcher().take({reinterpret_cast<std::byte*>(slab), slab_bytes},
+                             clock_.now() + seconds(timeout), batch, needed);
+    }
+    if (taken == batching::Taken::kStopped)
+      throw py::stop_iteration();
+    if (taken == batching::Taken::kTimeout)
+      return py::none();
+    ++python_entries_;
+    if (taken == batching::Taken::kSlabTooSmall)
+      return py::int_(needed);
+    return py::make_tuple(batch.id, batch.pool, batch.rows, batch.training, batch.offsets);
+  }
+
+  void finish(uint64_t batch, const std::vector<std::pair<uintptr_t, size_t>>& outputs) {
+    {
+      const py::gil_scoped_release release;
+      std::vector<ByteView> views;
+      for (const auto& [address, size] : outputs)
+        views.emplace_back(reinterpret_cast<const std::byte*>(address), size);
+      batcher().finish(batch, views);
+    }
+    ++python_entries_;
+  }
+
+  void fail(uint64_t batch, int code, const std::string& message, const std::string& detail) {
+    const py::gil_scoped_release release;
+    batcher().fail(batch, {static_cast<ErrorCode>(code), message, detail});
+  }
+
+  py::dict counters() {
+    const auto batching = batcher().counters();
+    rpc::Server::Counters calls;
+    if (server_) {
+      const py::gil_scoped_release release;
+      calls = server_->counters();
+    }
+    py::dict out;
+    out["requests"] = batching.requests;
+    out["batches"] = batching.batches;
+    out["rows"] = batching.rows;
+    out["expired"] = batching.expired + calls.expired;
+    out["failed"] = batching.failed;
+    out["refused"] = calls.refused;
+    out["bad_frames"] = calls.bad_frames;
+    out["python_entries"] = python_entries_.load();
+    return out;
+  }
+
+private:
+  pid_t owner_;
+  net::SystemClock clock_;
+  std::unique_ptr<batching::BytePool> bytes_;
+  std::unique_ptr<batching::Batcher> batcher_;
+  std::unique_ptr<net::CallServer> server_;
+  std::atomic<uint64_t> python_entries_{0};
+};
+
+uint32_t add_pool(ServerCore& self, std::string uid, int method,
+                  const std::vector<TensorSpecTuple>& inputs,
+                  const std::vector<TensorSpecTuple>& outputs, uint64_t max_batch_rows,
+                  uint64_t min_batch_rows, double min_batch_wait, size_t queue_limit) {
+  batching::PoolSpec spec;
+  spec.uid = std::move(uid);
+  spec.method = static_cast<rpc::Method>(method);
+  spec.inputs = specs_from(inputs);
+  spec.outputs = specs_from(outputs);
+  spec.max_batch_rows = max_batch_rows;
+  spec.min_batch_rows = min_batch_rows;
+  spec.min_batch_wait = seconds(min_batch_wait);
+  spec.queue_limit = queue_limit;
+  return self.batcher().add_pool(std::move(spec));
+}
+
+} // namespace
+
+void bind_batching(py::module_& m) {
+  py::class_<ServerCore>(m, "ServerCore")
+      .def(py::init<>())
+      .def("add_pool", &add_pool, py::arg("uid"), py::arg("method"), py::arg("inputs"),
+           py::arg("outputs"), py::arg("max_batch_rows"), py::arg("min_batch_rows"),
+           py::arg("min_batch_wait"), py::arg("queue_limit"))
+      .def("set_description",
+           [](ServerCore& self, const std::string& uid, std::string json) {
+             self.batcher().set_description(uid, std::move(json));
+           })
+      .def("listen", &ServerCore::listen, py::keep_alive<1, 2>(), py::arg("thread"),
+           py::arg("seed"), py::arg("host"), py::arg("port"), py::arg("encrypted"),
+           py::arg("boot_id"))
+      .def("take", &ServerCore::take)
+      .def("finish", &ServerCore::finish)
+      .def("fail", &ServerCore::fail)
+      .def("stop",
+           [](ServerCore& self) {
+             const py::gil_scoped_release release;
+             self.batcher().stop();
+           })
+      .def("close", &ServerCore::close)
+      .def("counters", &ServerCore::counters);
+}
+
+} // namespace lah::bindings

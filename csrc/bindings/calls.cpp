@@ -1,0 +1,236 @@
+// CallClient for RemoteExpert and GatingFunction. Waiting releases the GIL and comes up for air to
+// let Ctrl-C through.
+#include <pybind11/stl.h>
+
+#include "bindings/core.hpp"
+#include "bindings/net_thread.hpp"
+#include "net/call_client.hpp"
+
+namespace py = pybind11;
+
+namespace lah::bindings {
+namespace {
+
+constexpr Duration kSignalSlice = 50 * kMillisecond;
+
+using TensorTuple = std::tuple<uintptr_t, int, std::vector<uint64_t>>; // address, dtype, shape
+
+rpc::TensorMeta meta_from(const TensorTuple& tuple) {
+  rpc::TensorMeta meta;
+  meta.dtype = static_cast<rpc::DType>(std::get<1>(tuple));
+  meta.shape = std::get<2>(tuple);
+  const auto bytes = rpc::tensor_bytes(meta.dtype, meta.shape);
+  if (!bytes)
+    raise_error({ErrorCode::kInvalidArgument,
+                 "one call carries at most " + std::to_string(Limits::kCallBytes) + " bytes"});
+  meta.wire_bytes = *bytes;
+  return meta;
+}
+
+// Memory lent to ZeroMQ stays referenced by frames for a while, also after a timeout: keep the
+// tensors until not busy.
+struct Lease {
+  std::shared_ptr<const char> token = std::make_shared<const char>('\0');
+  bool busy() const { return token.use_count() > 1; }
+};
+
+struct CallTuple {
+  rpc::PeerId peer;
+  std::string uid;
+  int method;
+  bool training;
+  std::vector<TensorTuple> inputs;
+  std::vector<TensorTuple> outputs;
+};
+
+CallTuple call_from(const py::handle& item) {
+  const auto tuple = item.cast<py::tuple>();
+  return {tuple[0].cast<rpc::PeerId>(),
+          tuple[1].cast<std::string>(),
+          tuple[2].cast<int>(),
+          tuple[3].cast<bool>(),
+          tuple[4].cast<std::vector<TensorTuple>>(),
+          tuple[5].cast<std::vector<TensorTuple>>()};
+}
+
+net::GroupedCall grouped(const CallTuple& tuple, Time deadline, const Lease& lease) {
+  net::GroupedCall grouped;
+  grouped.peer = tuple.peer;
+  grouped.collect = static_cast<rpc::Method>(tuple.method) == rpc::Method::kInfo;
+  grouped.call.header.uid = tuple.uid;
+  grouped.call.header.method = static_cast<rpc::Method>(tuple.method);
+  grouped.call.header.training = tuple.training;
+  grouped.call.deadline = deadline;
+  grouped.call.keep = lease.token;
+  if (tuple.inputs.size() > Limits::kTensors || tuple.outputs.size() > Limits::kTensors)
+    raise_error({ErrorCode::kInvalidArgument,
+                 "one call carries at most " + std::to_string(Limits::kTensors) + " tensors"});
+  for (const TensorTuple& input : tuple.inputs) {
+    grouped.call.header.tensors.push_back(meta_from(input));
+    grouped.call.tensors.emplace_back(reinterpret_cast<const std::byte*>(std::get<0>(input)),
+                                      grouped.call.header.tensors.back().wire_bytes);
+  }
+  for (const TensorTuple& output : tuple.outputs)
+    grouped.outputs.push_back(
+        {meta_from(output), reinterpret_cast<std::byte*>(std::get<0>(output))});
+  return grouped;
+}
+
+py::tuple outcome_tuple(const net::CallGroup& group, size_t i) {
+  const rpc::Outcome& outcome = group.outcome(i);
+  return py::make_tuple(static_cast<int>(outcome.error.code), outcome.error.message,
+                        py::bytes(outcome.error.detail), outcome.error.retry_after_ms,
+                        outcome.queue_us, outcome.service_us, outcome.batch_rows,
+                        py::bytes(group.collected(i)));
+}
+
+class ClientCore {
+public:
+  ClientCore(NetThreadHandle& thread, const py::bytes& seed)
+      : owner_(getpid()), thread_(thread), client_(std::make_unique<net::CallClient>(
+                                               thread.get(), thread.zmq(), identity_from(seed))) {}
+  ~ClientCore() {
+    if (getpid() != owner_) {
+      leak(std::move(client_));
+      return;
+    }
+    const py::gil_scoped_release release;
+    client_.reset();
+  }
+  ClientCore(const ClientCore&) = delete;
+  ClientCore& operator=(const ClientCore&) = delete;
+
+  rpc::PeerId connect(const std::string& host, uint16_t port, const std::optional<py::bytes>& key) {
+    const auto endpoint = Endpoint::parse(host, port);
+    if (!endpoint)
+      raise_error(endpoint.error());
+    return client().connect(*endpoint, key ? std::optional(public_key_from(*key)) : std::nullopt);
+  }
+
+  // (outcomes, lease): one outcome a call, in order.
+  py::tuple call_many(const py::list& calls, double timeout, uint32_t k_min,
+                      double timeout_after_k_min, uintptr_t source, uint32_t k, uint64_t tokens,
+                      const std::vector<uint64_t>& row_offsets) {
+    const Duration allowed = seconds(timeout);
+    const Time deadline = clock_.now() + allowed;
+    net::WaitPlan plan{k_min,
+                       seconds(timeout_after_k_min),
+                       reinterpret_cast<const int32_t*>(source),
+                       k,
+                       tokens,
+                       row_offsets};
+    Lease lease;
+    std::vector<net::GroupedCall> specs;
+    for (const py::handle item : calls)
+      specs.push_back(grouped(call_from(item), deadline, lease));
+    auto group = std::make_shared<net::CallGroup>(std::move(specs));
+    client().start(group);
+    wait(*group, deadline, plan);
+    py::list outcomes;
+    for (size_t i = 0; i < group->size(); ++i)
+      outcomes.append(outcome_tuple(*group, i));
+    return py::make_tuple(outcomes, lease);
+  }
+
+  std::optional<double> ping(rpc::PeerId peer, double timeout) {
+    struct Answer {
+      std::mutex mutex;
+      std::condition_variable changed;
+      std::optional<Duration> round_trip;
+      bool done = false;
+    };
+    auto answer = std::make_shared<Answer>(); // the answer may come after we stopped waiting
+    client().ping(peer, seconds(timeout), [answer](const Error& error, Duration round_trip) {
+      const std::lock_guard lock(answer->mutex);
+      answer->done = true;
+      if (error.code == ErrorCode::kNone)
+        answer->round_trip = round_trip;
+      answer->changed.notify_all();
+    });
+    const Time until = clock_.now() + seconds(timeout) + kSecond;
+    while (clock_.now() < until) {
+      {
+        const py::gil_scoped_release release;
+        std::unique_lock lock(answer->mutex);
+        answer->changed.wait_for(lock, std::chrono::nanoseconds(kSignalSlice),
+                                 [&] { return answer->done; });
+        if (answer->done)
+          break;
+      }
+      check_signals();
+    }
+    const std::lock_guard lock(answer->mutex);
+    if (!answer->round_trip)
+      return std::nullopt;
+    return static_cast<double>(*answer->round_trip) / 1e9;
+  }
+
+  std::vector<py::bytes> take_recovered() {
+    std::vector<py::bytes> keys;
+    for (const auto& key : client().take_recovered())
+      keys.emplace_back(reinterpret_cast<const char*>(key.data()), key.size());
+    return keys;
+  }
+
+private:
+  net::CallClient& client() {
+    check_not_forked(owner_);
+    return *client_;
+  }
+
+  static void check_signals() {
+    if (PyErr_CheckSignals() != 0)
+      throw py::error_already_set();
+  }
+
+  void wait(net::CallGroup& group, Time deadline, const net::WaitPlan& plan) {
+    // rpc::Client ends every call by its deadline; the grace covers a network thread that is late
+    // itself.
+    const Time last = deadline + kSecond / 4;
+    try {
+      while (true) {
+        bool done = false;
+        {
+          const py::gil_scoped_release release;
+          done = group.wait(clock_, std::min(last, clock_.now() + kSignalSlice), plan);
+        }
+        if (done || clock_.now() >= last)
+          break;
+        check_signals();
+      }
+    } catch (...) {
+      end(group, {ErrorCode::kCancelled, "interrupted"});
+      throw;
+    }
+    end(group, {ErrorCode::kCancelled, "not answered within timeout_after_k_min"});
+  }
+
+  void end(net::CallGroup& group, const Error& error) {
+    const py::gil_scoped_release release;
+    if (group.close(error))
+      client_->cancel(group.shared_from_this());
+  }
+
+  pid_t owner_;
+  NetThreadHandle& thread_;
+  net::SystemClock clock_;
+  std::unique_ptr<net::CallClient> client_;
+};
+
+} // namespace
+
+void bind_calls(py::module_& m) {
+  py::class_<Lease>(m, "Lease").def_property_readonly("busy", &Lease::busy);
+  py::class_<ClientCore>(m, "ClientCore")
+      .def(py::init<NetThreadHandle&, const py::bytes&>(), py::keep_alive<1, 2>(),
+           py::arg("thread"), py::arg("seed"))
+      .def("connect", &ClientCore::connect, py::arg("host"), py::arg("port"), py::arg("key"))
+      .def("call_many", &ClientCore::call_many, py::arg("calls"), py::arg("timeout"),
+           py::arg("k_min") = 0, py::arg("timeout_after_k_min") = 0.0, py::arg("source") = 0,
+           py::arg("k") = 1, py::arg("tokens") = 0,
+           py::arg("row_offsets") = std::vector<uint64_t>{0})
+      .def("ping", &ClientCore::ping, py::arg("peer"), py::arg("timeout"))
+      .def("take_recovered", &ClientCore::take_recovered);
+}
+
+} // namespace lah::bindings

@@ -1,0 +1,35 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <sys/types.h>
+
+#include <memory>
+#include <string>
+
+#include "base/error.hpp"
+#include "base/time.hpp"
+#include "crypto/identity.hpp"
+
+namespace lah::bindings {
+
+void bind_net_thread(pybind11::module_& m);
+void bind_network(pybind11::module_& m);
+void bind_calls(pybind11::module_& m);
+void bind_batching(pybind11::module_& m);
+
+// Raises RuntimeError in a forked child: network threads do not survive a fork.
+void check_not_forked(pid_t owner);
+
+// What a forked child inherits must not be destroyed there: its locks may be held for ever.
+template <class T> void leak(std::unique_ptr<T> object) {
+  static_cast<void>(object.release());
+}
+
+// Raises the typed Python error of learning_at_home.errors for this code.
+[[noreturn]] void raise_error(const Error& error);
+
+Duration seconds(double value);
+crypto::Identity identity_from(const pybind11::bytes& seed);
+crypto::PublicKey public_key_from(const pybind11::bytes& key);
+
+} // namespace lah::bindings

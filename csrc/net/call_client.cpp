@@ -1,0 +1,162 @@
+#include "net/call_client.hpp"
+
+#include <algorithm>
+
+namespace lah::net {
+namespace {
+constexpr int kMessagesPerTurn = 64; // then the other sockets have their turn
+}
+
+CallClient::CallClient(NetThread& thread, ZmqContext& zmq, crypto::Identity identity)
+    : thread_(thread), zmq_(zmq), identity_(std::move(identity)),
+      client_(*this, thread.rng(), {}, [this](rpc::PeerId peer, bool up) {
+        const std::lock_guard lock(mutex_);
+        if (up && addresses_[peer - 1].key)
+          recovered_.push_back(*addresses_[peer - 1].key);
+      }) {
+  thread_.run_and_wait([this] { thread_.add(*this); });
+}
+
+CallClient::~CallClient() {
+  thread_.run_and_wait([this] {
+    client_.fail_all({ErrorCode::kShuttingDown, "the client was closed"});
+    thread_.remove(*this);
+    connections_.clear();
+    groups_.clear();
+  });
+}
+
+rpc::PeerId CallClient::connect(const Endpoint& address, std::optional<crypto::PublicKey> key) {
+  const std::lock_guard lock(mutex_);
+  const Address wanted{address, key};
+  const auto found = peers_.find(wanted);
+  if (found != peers_.end())
+    return found->second;
+  addresses_.push_back(wanted);
+  return peers_[wanted] = addresses_.size();
+}
+
+CallClient::Connection* CallClient::open(rpc::PeerId peer) {
+  if (const auto found = connections_.find(peer); found != connections_.end())
+    return &found->second;
+  Address address;
+  {
+    const std::lock_guard lock(mutex_);
+    address = addresses_[peer - 1];
+  }
+  try {
+    Connection connection{zmq::socket_t(zmq_.get(), zmq::socket_type::dealer)};
+    set_common_options(connection.socket);
+    connection.socket.set(zmq::sockopt::immediate, true);
+    if (address.key) {
+      const auto server = crypto::exchange_key(*address.key);
+      if (!server)
+        return nullptr;
+      set_curve_client(connection.socket, identity_, *server);
+    }
+    connection.socket.connect("tcp://" + address.endpoint.text());
+    const int fd = descriptor(connection.socket);
+    descriptors_[fd] = peer;
+    thread_.watch(fd, *this);
+    return &connections_.emplace(peer, std::move(connection)).first->second;
+  } catch (const zmq::error_t&) { // out of descriptors: the call fails like one to a silent peer
+    return nullptr;
+  }
+}
+
+rpc::Sent CallClient::send(rpc::PeerId peer, ByteView header, const rpc::Chunk& chunk) {
+  Connection* connection = open(peer);
+  if (connection == nullptr)
+    return rpc::Sent::kWouldBlock;
+  const rpc::Sent sent = net::send(connection->socket, {}, header, chunk);
+  connection->blocked = sent != rpc::Sent::kAccepted;
+  touched_.push_back(peer);
+  return connection->blocked ? rpc::Sent::kWouldBlock : sent;
+}
+
+void CallClient::start(std::shared_ptr<CallGroup> group) {
+  thread_.post([this, group = std::move(group)] {
+    const Time now = thread_.clock().now();
+    groups_.push_back(group);
+    for (size_t i = 0; i < group->size(); ++i) {
+      GroupedCall& grouped = group->call(i);
+      group->id(i) = client_.start(now, grouped.peer, std::move(grouped.call), group->sink(i));
+    }
+    drain_touched(now);
+  });
+}
+
+void CallClient::cancel(std::shared_ptr<CallGroup> group) {
+  thread_.post([this, group = std::move(group)] {
+    const Time now = thread_.clock().now();
+    for (size_t i = 0; i < group->size(); ++i)
+      client_.cancel(now, group->id(i));
+    drain_touched(now);
+  });
+}
+
+void CallClient::ping(rpc::PeerId peer, Duration timeout, rpc::Client::PingDone done) {
+  thread_.post([this, peer, timeout, done = std::move(done)] {
+    const Time now = thread_.clock().now();
+    client_.ping(now, peer, now + timeout, done);
+    drain_touched(now);
+  });
+}
+
+std::vector<crypto::PublicKey> CallClient::take_recovered() {
+  const std::lock_guard lock(mutex_);
+  return std::exchange(recovered_, {});
+}
+
+void CallClient::drain(Time now, rpc::PeerId peer, Connection& connection) {
+  std::vector<std::unique_ptr<Frame>> frames;
+  for (int i = 0; i < kMessagesPerTurn; ++i) {
+    // One question for both directions: asking consumes the edge of either.
+    const Ready can = ready(connection.socket);
+    if (can.in && receive(connection.socket, frames, 2)) {
+      client_.on_frames(now, peer, frames[0]->bytes(),
+                        frames.size() > 1 ? frames[1]->bytes() : ByteView{});
+    } else if (can.out && connection.blocked) {
+      connection.blocked = false;
+      client_.on_writable(now, peer);
+    } else {
+      return;
+    }
+  }
+  touched_.push_back(peer);
+}
+
+// Handling one socket may touch others (and itself): each is asked again until all are quiet, or
+// its turn is over.
+void CallClient::drain_touched(Time now) {
+  for (int turn = 0; turn < 4 && !touched_.empty(); ++turn) {
+    std::vector<rpc::PeerId> peers = std::exchange(touched_, {});
+    std::sort(peers.begin(), peers.end());
+    peers.erase(std::unique(peers.begin(), peers.end()), peers.end());
+    for (rpc::PeerId peer : peers)
+      if (const auto found = connections_.find(peer); found != connections_.end())
+        drain(now, peer, found->second);
+  }
+  drop_ended_groups();
+}
+
+void CallClient::drop_ended_groups() {
+  std::erase_if(groups_, [](const auto& group) { return group->all_ended(); });
+}
+
+void CallClient::on_ready(int fd, Time now) {
+  if (const auto found = descriptors_.find(fd); found != descriptors_.end())
+    touched_.push_back(found->second);
+  drain_touched(now);
+}
+
+void CallClient::on_timer(Time now) {
+  client_.on_timer(now);
+  drain_touched(now);
+}
+
+Time CallClient::next_deadline() const {
+  return touched_.empty() ? client_.next_deadline() : 0; // unfinished turns come back at once
+}
+
+} // namespace lah::net

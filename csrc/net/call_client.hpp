@@ -1,0 +1,65 @@
+// The trainer's end of expert calls: one DEALER a peer, driven by rpc::Client.
+#pragma once
+
+#include <atomic>
+#include <optional>
+
+#include "base/endpoint.hpp"
+#include "net/call_group.hpp"
+#include "net/zmq_context.hpp"
+
+namespace lah::net {
+
+class CallClient final : public Service, private rpc::Link {
+public:
+  CallClient(NetThread& thread, ZmqContext& zmq, crypto::Identity identity);
+  ~CallClient() override; // ends every call with kShuttingDown
+
+  // From any thread.
+  // The connection to an address and key; without a key it is unencrypted. Connecting goes on in
+  // the background.
+  rpc::PeerId connect(const Endpoint& address, std::optional<crypto::PublicKey> key);
+  void start(std::shared_ptr<CallGroup> group);
+  void cancel(std::shared_ptr<CallGroup> group); // whatever of it is still open
+  void ping(rpc::PeerId peer, Duration timeout, rpc::Client::PingDone done);
+  // Keys of the peers that answered again after they had been given up, since the last call.
+  std::vector<crypto::PublicKey> take_recovered();
+
+  void on_ready(int fd, Time now) override;
+  void on_timer(Time now) override;
+  Time next_deadline() const override;
+
+private:
+  struct Connection {
+    zmq::socket_t socket;
+    bool blocked = false;
+  };
+  struct Address {
+    Endpoint endpoint;
+    std::optional<crypto::PublicKey> key;
+    auto operator<=>(const Address&) const = default;
+  };
+
+  rpc::Sent send(rpc::PeerId peer, ByteView header, const rpc::Chunk& chunk) override;
+  Connection* open(rpc::PeerId peer);
+  void drain(Time now, rpc::PeerId peer, Connection& connection);
+  void drain_touched(Time now);
+  void drop_ended_groups();
+
+  NetThread& thread_;
+  ZmqContext& zmq_;
+  crypto::Identity identity_;
+  rpc::Client client_;
+
+  std::mutex mutex_;
+  std::map<Address, rpc::PeerId> peers_;
+  std::vector<Address> addresses_; // of peer i + 1
+  std::vector<crypto::PublicKey> recovered_;
+
+  std::map<rpc::PeerId, Connection> connections_;
+  std::map<int, rpc::PeerId> descriptors_;
+  std::vector<rpc::PeerId> touched_; // sockets whose edge-triggered events must be asked again
+  std::vector<std::shared_ptr<CallGroup>> groups_; // open ones: rpc::Client points into them
+};
+
+} // namespace lah::net

@@ -1,0 +1,121 @@
+#include "net/call_group.hpp"
+
+#include <algorithm>
+#include <chrono>
+
+namespace lah::net {
+
+CallGroup::CallGroup(std::vector<GroupedCall> calls) {
+  for (GroupedCall& call : calls) {
+    auto slot = std::make_unique<Slot>();
+    slot->group = this;
+    slot->index = slots_.size();
+    slot->call = std::move(call);
+    slots_.push_back(std::move(slot));
+  }
+}
+
+bool CallGroup::Slot::on_result(const rpc::ResultMessage& result) {
+  const std::lock_guard lock(group->mutex_);
+  if (call.collect) {
+    if (!group->closed_)
+      collected.resize(result.total_bytes);
+    return result.tensors.size() == 1;
+  }
+  return std::equal(
+      result.tensors.begin(), result.tensors.end(), call.outputs.begin(), call.outputs.end(),
+      [](const rpc::TensorMeta& got, const OutputTensor& want) { return got == want.expected; });
+}
+
+void CallGroup::Slot::on_bytes(uint64_t stream_offset, ByteView bytes) {
+  const std::lock_guard lock(
+      group->mutex_); // held while copying: close() must not return meanwhile
+  if (group->closed_)
+    return;
+  if (call.collect) {
+    std::memcpy(collected.data() + stream_offset, bytes.data(), bytes.size());
+    return;
+  }
+  uint64_t start = 0;
+  for (const OutputTensor& output : call.outputs) {
+    const uint64_t end = start + output.expected.wire_bytes;
+    const uint64_t from = std::max(start, stream_offset);
+    const uint64_t to = std::min(end, stream_offset + bytes.size());
+    if (from < to)
+      std::memcpy(output.address + (from - start), bytes.data() + (from - stream_offset),
+                  to - from);
+    start += align_up(output.expected.wire_bytes);
+  }
+}
+
+void CallGroup::Slot::on_done(const rpc::Outcome& result) {
+  ++group->ended_;
+  const std::lock_guard lock(group->mutex_);
+  group->report(*this, result);
+}
+
+void CallGroup::report(Slot& slot, const rpc::Outcome& outcome) {
+  if (slot.reported)
+    return;
+  slot.reported = true;
+  slot.outcome = outcome;
+  ++reported_;
+  fresh_.push_back(slot.index);
+  changed_.notify_one();
+}
+
+// A token is decided once it has k_min answers, or too few calls are left for it to get them.
+void CallGroup::count_answers(const WaitPlan& plan) {
+  if (pending_.empty()) {
+    pending_.assign(plan.tokens, 0);
+    answered_.assign(plan.tokens, 0);
+    for (uint64_t row = 0; row < plan.row_offsets.back(); ++row)
+      ++pending_[static_cast<size_t>(plan.source[row]) / plan.k];
+    undecided_ = static_cast<uint64_t>(std::count_if(
+        pending_.begin(), pending_.end(), [&](uint32_t count) { return count >= plan.k_min; }));
+  }
+  for (size_t call : fresh_) {
+    const bool ok = slots_[call]->outcome.error.code == ErrorCode::kNone;
+    for (uint64_t row = plan.row_offsets[call]; row < plan.row_offsets[call + 1]; ++row) {
+      const size_t token = static_cast<size_t>(plan.source[row]) / plan.k;
+      const bool before =
+          answered_[token] < plan.k_min && answered_[token] + pending_[token] >= plan.k_min;
+      --pending_[token];
+      answered_[token] += ok ? 1 : 0;
+      const bool after =
+          answered_[token] < plan.k_min && answered_[token] + pending_[token] >= plan.k_min;
+      undecided_ -= before && !after ? 1 : 0;
+    }
+  }
+  fresh_.clear();
+}
+
+bool CallGroup::wait(const Clock& clock, Time until, const WaitPlan& plan) {
+  std::unique_lock lock(mutex_);
+  while (reported_ < slots_.size()) {
+    const Time now = clock.now();
+    if (plan.k_min > 0) {
+      count_answers(plan);
+      if (undecided_ == 0)
+        quorum_deadline_ = std::min(quorum_deadline_, now + plan.timeout_after_k_min);
+    }
+    if (now >= quorum_deadline_)
+      return true;
+    const Time wake_at = std::min(until, quorum_deadline_);
+    if (now >= until)
+      return false;
+    changed_.wait_for(lock, std::chrono::nanoseconds(wake_at - now));
+  }
+  return true;
+}
+
+bool CallGroup::close(const Error& error) {
+  const std::lock_guard lock(mutex_);
+  closed_ = true;
+  const bool open = reported_ < slots_.size();
+  for (const auto& slot : slots_)
+    report(*slot, {error});
+  return open;
+}
+
+} // namespace lah::net

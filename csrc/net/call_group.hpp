@@ -1,0 +1,88 @@
+// One or many expert calls that a caller waits for together. The network thread writes results
+// straight into the caller's memory; once close() has returned, it never writes another byte.
+#pragma once
+
+#include <condition_variable>
+#include <mutex>
+
+#include "rpc/client.hpp"
+
+namespace lah::net {
+
+struct OutputTensor {
+  rpc::TensorMeta expected;
+  std::byte* address = nullptr;
+};
+
+struct GroupedCall {
+  rpc::PeerId peer = 0;
+  rpc::OutgoingCall call;
+  std::vector<OutputTensor> outputs;
+  bool collect = false; // take any result, as text (Method::kInfo)
+};
+
+// How long to wait: until every call ended, or until every token has k_min answers or cannot get
+// them, plus `timeout_after_k_min`. Row r of the calls, laid end to end, belongs to token source[r]
+// / k.
+struct WaitPlan {
+  uint32_t k_min = 0; // 0: wait for every call
+  Duration timeout_after_k_min = 0;
+  const int32_t* source = nullptr;
+  uint32_t k = 1;
+  uint64_t tokens = 0;
+  std::vector<uint64_t> row_offsets; // of the calls; one more than there are calls
+};
+
+class CallGroup : public std::enable_shared_from_this<CallGroup> {
+public:
+  explicit CallGroup(std::vector<GroupedCall> calls);
+
+  // Waiting thread.
+  // True: nothing is left to wait for.
+  bool wait(const Clock& clock, Time until, const WaitPlan& plan);
+  // No output is written any more; calls still open end with `error`. False if none was open.
+  bool close(const Error& error);
+  const rpc::Outcome& outcome(size_t i) const { return slots_[i]->outcome; }
+  const std::string& collected(size_t i) const { return slots_[i]->collected; }
+  size_t size() const { return slots_.size(); }
+
+  // Network thread.
+  GroupedCall& call(size_t i) { return slots_[i]->call; }
+  rpc::ReplySink& sink(size_t i) { return *slots_[i]; }
+  rpc::RequestId& id(size_t i) { return slots_[i]->id; }
+  bool all_ended() const { return ended_ == slots_.size(); }
+
+private:
+  struct Slot final : rpc::ReplySink {
+    CallGroup* group = nullptr;
+    size_t index = 0;
+    GroupedCall call;
+    rpc::RequestId id{};
+    rpc::Outcome outcome;
+    std::string collected;
+    bool reported = false; // the waiter has an outcome
+
+    bool on_result(const rpc::ResultMessage& result) override;
+    void on_bytes(uint64_t stream_offset, ByteView bytes) override;
+    void on_done(const rpc::Outcome& outcome) override;
+  };
+  void report(Slot& slot, const rpc::Outcome& outcome);
+  void count_answers(const WaitPlan& plan);
+
+  std::vector<std::unique_ptr<Slot>> slots_;
+  size_t ended_ = 0; // network thread's count
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool closed_ = false;
+  size_t reported_ = 0;
+  std::vector<size_t> fresh_; // reported, and not yet counted by the waiter
+
+  // Waiting thread only.
+  std::vector<uint32_t> answered_;
+  std::vector<uint32_t> pending_;
+  uint64_t undecided_ = 0;
+  Time quorum_deadline_ = kNever;
+};
+
+} // namespace lah::net

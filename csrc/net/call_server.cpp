@@ -1,0 +1,124 @@
+#include "net/call_server.hpp"
+
+namespace lah::net {
+namespace {
+constexpr int kMessagesPerTurn = 64; // then timers and other sockets have their turn
+}
+
+CallServer::CallServer(NetThread& thread, ZmqContext& zmq, crypto::Identity identity,
+                       batching::Batcher& batcher, ByteAllocator& allocator, uint64_t boot_id)
+    : thread_(thread), zmq_(zmq), identity_(std::move(identity)), batcher_(batcher),
+      server_(*this, batcher, allocator, boot_id) {}
+
+CallServer::~CallServer() {
+  batcher_.connect(nullptr);
+  thread_.run_and_wait([this] { // everything posted before has run by then
+    thread_.remove(*this);
+    socket_.close();
+  });
+}
+
+Result<uint16_t> CallServer::listen(const Endpoint& address, bool encrypted) {
+  Result<uint16_t> port = uint16_t{0};
+  thread_.run_and_wait([&] {
+    try {
+      socket_ = zmq::socket_t(zmq_.get(), zmq::socket_type::router);
+      set_common_options(socket_);
+      socket_.set(zmq::sockopt::router_mandatory, true);
+      if (encrypted)
+        set_curve_server(socket_, identity_);
+      socket_.bind("tcp://" + address.text());
+      const std::string bound = socket_.get(zmq::sockopt::last_endpoint);
+      port = static_cast<uint16_t>(std::stoul(bound.substr(bound.rfind(':') + 1)));
+      thread_.add(*this);
+      thread_.watch(descriptor(socket_), *this);
+      batcher_.connect(this);
+    } catch (const zmq::error_t& error) {
+      socket_.close();
+      port = Error{ErrorCode::kInvalidArgument,
+                   "cannot listen on tcp " + address.text() + ": " + error.what()};
+    }
+  });
+  return port;
+}
+
+rpc::Server::Counters CallServer::counters() {
+  rpc::Server::Counters counters;
+  thread_.run_and_wait([&] { counters = server_.counters(); });
+  return counters;
+}
+
+void CallServer::reply(const rpc::CallKey& key, rpc::OutgoingResult result) {
+  thread_.post([this, key, result = std::move(result)] {
+    server_.reply(key, result);
+    drain(thread_.clock().now());
+  });
+}
+
+void CallServer::fail(const rpc::CallKey& key, const Error& error) {
+  thread_.post([this, key, error] {
+    server_.fail(key, error);
+    drain(thread_.clock().now());
+  });
+}
+
+rpc::Sent CallServer::send(rpc::PeerId peer, ByteView header, const rpc::Chunk& chunk) {
+  const auto route = routes_.find(peer);
+  if (route == routes_.end())
+    return rpc::Sent::kGone;
+  const rpc::Sent sent = net::send(socket_, route->second, header, chunk);
+  if (sent == rpc::Sent::kWouldBlock)
+    blocked_.insert(peer);
+  if (sent == rpc::Sent::kGone) {
+    peers_.erase(route->second);
+    routes_.erase(route);
+    blocked_.erase(peer);
+  }
+  return sent;
+}
+
+rpc::PeerId CallServer::peer_of(ByteView route) {
+  const auto [found, is_new] = peers_.try_emplace(std::string(as_text(route)), next_peer_);
+  if (is_new)
+    routes_[next_peer_++] = found->first;
+  return found->second;
+}
+
+void CallServer::drain(Time now) {
+  std::vector<std::unique_ptr<Frame>> frames;
+  int messages = 0;
+  while (messages < kMessagesPerTurn && ready(socket_).in) {
+    ++messages;
+    if (!receive(socket_, frames, 3))
+      break;
+    if (frames.size() < 2)
+      continue;
+    rpc::ReceivedChunk chunk;
+    if (frames.size() == 3) {
+      chunk.bytes = frames[2]->bytes();
+      chunk.owner = std::move(frames[2]);
+    }
+    server_.on_frames(now, peer_of(frames[0]->bytes()), frames[1]->bytes(), std::move(chunk));
+  }
+  // ZeroMQ does not say which peer became writable: every blocked one tries again after each
+  // wake-up, and soon by timer, since the question below may consume the edge that announces it.
+  const auto blocked = std::exchange(blocked_, {});
+  for (rpc::PeerId peer : blocked)
+    server_.on_writable(peer);
+  retry_at_ = ready(socket_).in ? now : blocked_.empty() ? kNever : now + kMillisecond;
+}
+
+void CallServer::on_ready(int, Time now) {
+  drain(now);
+}
+
+void CallServer::on_timer(Time now) {
+  server_.on_timer(now);
+  drain(now);
+}
+
+Time CallServer::next_deadline() const {
+  return std::min(retry_at_, server_.next_deadline());
+}
+
+} // namespace lah::net

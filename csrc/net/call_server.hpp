@@ -1,0 +1,51 @@
+// The serving end of expert calls: one ROUTER, driven by rpc::Server, in front of a Batcher.
+#pragma once
+
+#include <unordered_map>
+#include <unordered_set>
+
+#include "base/endpoint.hpp"
+#include "batching/batcher.hpp"
+#include "net/zmq_context.hpp"
+
+namespace lah::net {
+
+class CallServer final : public Service, public batching::ReplyPort, private rpc::Link {
+public:
+  // `encrypted` false listens without CURVE; the caller makes sure that the address is loopback.
+  CallServer(NetThread& thread, ZmqContext& zmq, crypto::Identity identity,
+             batching::Batcher& batcher, ByteAllocator& allocator, uint64_t boot_id);
+  ~CallServer() override; // stops listening; the batcher's later answers are dropped
+
+  // The port listened on (`address.port` 0 picks one), or why not.
+  Result<uint16_t> listen(const Endpoint& address, bool encrypted);
+  rpc::Server::Counters counters();
+
+  void reply(const rpc::CallKey& key, rpc::OutgoingResult result) override;
+  void fail(const rpc::CallKey& key, const Error& error) override;
+
+  void on_ready(int fd, Time now) override;
+  void on_timer(Time now) override;
+  Time next_deadline() const override;
+
+private:
+  rpc::Sent send(rpc::PeerId peer, ByteView header, const rpc::Chunk& chunk) override;
+  rpc::PeerId peer_of(ByteView route);
+  void drain(Time now);
+
+  NetThread& thread_;
+  ZmqContext& zmq_;
+  crypto::Identity identity_;
+  batching::Batcher& batcher_;
+  rpc::Server server_;
+  zmq::socket_t socket_;
+  Time retry_at_ =
+      kNever; // the last turn ended with messages left, or with peers that could not take more
+
+  std::unordered_map<std::string, rpc::PeerId> peers_;
+  std::unordered_map<rpc::PeerId, std::string> routes_;
+  std::unordered_set<rpc::PeerId> blocked_;
+  rpc::PeerId next_peer_ = 1;
+};
+
+} // namespace lah::net

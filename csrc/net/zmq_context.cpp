@@ -1,0 +1,148 @@
+#include "net/zmq_context.hpp"
+
+#include "base/limits.hpp"
+
+namespace lah::net {
+namespace {
+
+constexpr int kIoThreads = 2; // CURVE runs there
+constexpr const char* kZapEndpoint = "inproc://zeromq.zap.01";
+constexpr const char* kZapDomain = "lah";
+constexpr size_t kCopyBelow = 4096; // cheaper than counting a lent frame
+
+void release_keeper(void*, void* hint) {
+  const std::unique_ptr<std::shared_ptr<const void>> keeper(
+      static_cast<std::shared_ptr<const void>*>(hint));
+}
+
+zmq::message_t chunk_message(const rpc::Chunk& chunk) {
+  if (!chunk.keep || chunk.bytes.size() < kCopyBelow)
+    return {chunk.bytes.data(), chunk.bytes.size()};
+  auto keeper = std::make_unique<std::shared_ptr<const void>>(chunk.keep);
+  // ZeroMQ takes a mutable pointer and never writes through it.
+  zmq::message_t message(const_cast<std::byte*>(chunk.bytes.data()), chunk.bytes.size(),
+                         release_keeper, keeper.get());
+  keeper.release(); // release_keeper owns it now
+  return message;
+}
+
+} // namespace
+
+ZmqContext::ZmqContext(NetThread& thread) : thread_(thread), context_(kIoThreads) {
+  thread_.run_and_wait([this] {
+    zap_ = zmq::socket_t(context_, zmq::socket_type::rep);
+    zap_.set(zmq::sockopt::linger, 0);
+    zap_.bind(kZapEndpoint);
+    thread_.add(*this);
+    thread_.watch(descriptor(zap_), *this);
+  });
+}
+
+ZmqContext::~ZmqContext() {
+  thread_.run_and_wait([this] {
+    thread_.remove(*this);
+    zap_.close();
+  });
+}
+
+void ZmqContext::on_ready(int, Time) {
+  while (ready(zap_).in)
+    answer();
+}
+
+// Every key may connect: who a peer is, its User-Id says. A NULL connection carries no key and is
+// refused here, since only CURVE listeners name a ZAP domain.
+void ZmqContext::answer() {
+  std::vector<std::unique_ptr<Frame>> request;
+  if (!receive(zap_, request, 7))
+    return;
+  const bool complete = request.size() == 7 && as_text(request[5]->bytes()) == "CURVE" &&
+                        request[6]->bytes().size() == 32;
+  const std::string id = request.size() > 1 ? std::string(as_text(request[1]->bytes())) : "";
+  const std::string user = complete ? to_hex(request[6]->bytes()) : "";
+  const std::array<std::string, 6> reply{
+      "1.0", id, complete ? "200" : "400", complete ? "OK" : "CURVE is required", user, ""};
+  for (size_t i = 0; i < reply.size(); ++i)
+    zap_.send(zmq::buffer(reply[i]),
+              i + 1 < reply.size() ? zmq::send_flags::sndmore : zmq::send_flags::none);
+}
+
+void set_common_options(zmq::socket_t& socket) {
+  namespace opt = zmq::sockopt;
+  socket.set(opt::maxmsgsize, static_cast<int64_t>(Limits::kMessageBytes));
+  socket.set(opt::sndhwm, Limits::kSocketHighWaterMark);
+  socket.set(opt::rcvhwm, Limits::kSocketHighWaterMark);
+  socket.set(opt::handshake_ivl, 5'000);
+  socket.set(opt::heartbeat_ivl, 10'000);
+  socket.set(opt::heartbeat_timeout, 30'000);
+  socket.set(opt::heartbeat_ttl, 60'000);
+  socket.set(opt::connect_timeout, 5'000);
+  socket.set(opt::reconnect_ivl, 200);
+  socket.set(opt::reconnect_ivl_max, 2'000);
+  socket.set(opt::linger, 0);
+  socket.set(opt::ipv6, true);
+}
+
+void set_curve_server(zmq::socket_t& socket, const crypto::Identity& identity) {
+  socket.set(zmq::sockopt::zap_domain, kZapDomain);
+  socket.set(zmq::sockopt::curve_server, true);
+  socket.set(zmq::sockopt::curve_secretkey,
+             zmq::const_buffer(identity.exchange_secret().data(), 32));
+}
+
+void set_curve_client(zmq::socket_t& socket, const crypto::Identity& identity,
+                      const crypto::ExchangeKey& server) {
+  socket.set(zmq::sockopt::curve_serverkey, zmq::const_buffer(server.data(), 32));
+  socket.set(zmq::sockopt::curve_publickey,
+             zmq::const_buffer(identity.exchange_public().data(), 32));
+  socket.set(zmq::sockopt::curve_secretkey,
+             zmq::const_buffer(identity.exchange_secret().data(), 32));
+}
+
+int descriptor(zmq::socket_t& socket) {
+  return socket.get(zmq::sockopt::fd);
+}
+
+Ready ready(zmq::socket_t& socket) {
+  const int events = socket.get(zmq::sockopt::events);
+  return {(events & ZMQ_POLLIN) != 0, (events & ZMQ_POLLOUT) != 0};
+}
+
+bool receive(zmq::socket_t& socket, std::vector<std::unique_ptr<Frame>>& frames, size_t count) {
+  frames.clear();
+  bool more = true;
+  while (more) {
+    auto frame = std::make_unique<Frame>();
+    const auto received = socket.recv(frame->message, zmq::recv_flags::dontwait);
+    if (!received)
+      return false;
+    more = frame->message.more();
+    if (frames.size() < count)
+      frames.push_back(std::move(frame));
+  }
+  return true;
+}
+
+rpc::Sent send(zmq::socket_t& socket, std::string_view route, ByteView header,
+               const rpc::Chunk& chunk) {
+  const auto part = [&](zmq::message_t&& message, bool more) {
+    const auto flags =
+        zmq::send_flags::dontwait | (more ? zmq::send_flags::sndmore : zmq::send_flags::none);
+    return socket.send(std::move(message), flags).has_value();
+  };
+  try {
+    if (!route.empty() && !part({route.data(), route.size()}, true))
+      return rpc::Sent::kWouldBlock;
+    // The pipe was chosen by the first part, and takes the rest of the message whatever its
+    // high-water mark.
+    if (!part({header.data(), header.size()}, !chunk.bytes.empty()))
+      return rpc::Sent::kWouldBlock;
+    if (!chunk.bytes.empty())
+      part(chunk_message(chunk), false);
+    return rpc::Sent::kAccepted;
+  } catch (const zmq::error_t&) { // EHOSTUNREACH: the peer of this route has left
+    return rpc::Sent::kGone;
+  }
+}
+
+} // namespace lah::net
