@@ -1,0 +1,86 @@
+// The scores of one token's experts, as rows (prefixes: all coordinates but the last) and columns
+// (the last coordinate).
+#pragma once
+
+#include <vector>
+
+#include "ops/cpu/simd.h"
+
+namespace lah::ops::cpu {
+
+inline int64_t padded(int64_t n) {
+  return (n + kLanes - 1) / kLanes * kLanes;
+}
+
+template <class real> constexpr real kVoid = -std::numeric_limits<real>::infinity();
+
+// x, or kVoid if x is NaN or infinite.
+template <class real> LAH_INLINE real finite_or_void(real x) {
+  return std::fabs(x) <= std::numeric_limits<real>::max() ? x : kVoid<real>;
+}
+
+inline bool is_alive(const int32_t* alive, int64_t expert) {
+  return alive == nullptr || (static_cast<uint32_t>(alive[expert / 32]) >> (expert % 32) & 1u) != 0;
+}
+
+// Arrays are padded with void to a multiple of kLanes. Void and dead are -infinity, so that one
+// addition masks the dead.
+template <class real> struct GridScores {
+  const int64_t columns, rows;
+  std::vector<real> row, column; // logits of prefixes and of last coordinates
+  std::vector<real> dead; // [experts] 0 or -infinity; readable for kLanes beyond the last expert
+  std::vector<real> sum;  // [experts]
+
+  GridScores(const Grid& grid, const int32_t* alive)
+      : columns(grid.size[grid.dims - 1]), rows(grid.experts / columns),
+        row(padded(rows), kVoid<real>), column(padded(columns), kVoid<real>),
+        dead(padded(grid.experts) + kLanes, real{0}), sum(padded(grid.experts)), grid_(grid),
+        dead_row_(rows, kVoid<real>) {
+    for (int64_t e = 0; e < grid.experts; ++e) {
+      if (is_alive(alive, e))
+        dead_row_[e / columns] = 0;
+      else
+        dead[e] = kVoid<real>;
+    }
+  }
+
+  // Read a token's logits: row[r] is the left-to-right sum of the prefix's logits, void if no
+  // expert of it is alive.
+  LAH_INLINE void load(const real* logits) {
+    row[0] = real{-0.0}; // the only x with x + y == y for every y
+    int64_t prefixes = 1;
+    for (int64_t d = 0; d + 1 < grid_.dims; logits += grid_.size[d++]) {
+      const int64_t size = grid_.size[d];
+      for (int64_t p = prefixes - 1; p >= 0;
+           --p) { // from the end, as row[p * size ...] overwrites row[p]
+        const real prefix = row[p];
+        for (int64_t i = 0; i < size; ++i)
+          row[p * size + i] = prefix + logits[i];
+      }
+      prefixes *= size;
+    }
+    for (int64_t r = 0; r < rows; ++r)
+      row[r] = finite_or_void(row[r]) + dead_row_[r];
+    for (int64_t c = 0; c < columns; ++c)
+      column[c] = finite_or_void(logits[c]);
+  }
+
+  // sum[e] = score of expert e, or void.
+  LAH_INLINE void fill_sum() {
+    for (int64_t r = 0; r < rows; ++r) {
+      const real s = row[r];
+      const real* mask = &dead[r * columns];
+      real* to = &sum[r * columns];
+      for (int64_t c = 0; c < columns; ++c)
+        to[c] = finite_or_void(s + column[c]) + mask[c];
+    }
+    for (int64_t e = grid_.experts; e < padded(grid_.experts); ++e)
+      sum[e] = kVoid<real>;
+  }
+
+private:
+  const Grid grid_;
+  std::vector<real> dead_row_; // [rows] 0 or -infinity
+};
+
+} // namespace lah::ops::cpu

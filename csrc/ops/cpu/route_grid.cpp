@@ -1,0 +1,321 @@
+// Exact top-k of a product grid, ranks and statistics.
+#include "ops/cpu/grid_scores.h"
+
+namespace lah::ops::cpu {
+namespace {
+
+constexpr int64_t kDenseExperts =
+    512; // up to here, scoring all experts costs less than the threshold rule
+
+template <class real> struct Scored {
+  real score;
+  int64_t id;
+};
+
+// Takes the values of an array from best to worst, ties by position: one maximum per block of
+// kLanes is kept, and only the block that lost its best is read again.
+template <class real> class Tournament {
+public:
+  explicit Tournament(int64_t capacity) : best_(padded(padded(capacity) / kLanes), kVoid<real>) {}
+
+  LAH_INLINE void start(real* values, int64_t count) {
+    values_ = values;
+    blocks_ = padded(count) / kLanes;
+    for (int64_t b = 0; b < blocks_; ++b)
+      best_[b] = block_max(b);
+  }
+
+  // The best value that is left, which is removed; void when none is.
+  LAH_INLINE Scored<real> pop() {
+    real lanes[kLanes];
+    for (int64_t l = 0; l < kLanes; ++l)
+      lanes[l] = best_[l];
+    for (int64_t b = kLanes; b < blocks_; b += kLanes)
+      for (int64_t l = 0; l < kLanes; ++l)
+        lanes[l] = best_[b + l] > lanes[l] ? best_[b + l] : lanes[l];
+    const real best = fold_max(lanes);
+    if (best == kVoid<real>)
+      return {best, -1};
+    int64_t block = 0;
+    while (best_[block] != best)
+      ++block;
+    int64_t at = block * kLanes;
+    while (values_[at] != best)
+      ++at;
+    values_[at] = kVoid<real>;
+    best_[block] = block_max(block);
+    return {best, at};
+  }
+
+private:
+  LAH_INLINE real block_max(int64_t block) const {
+    real lanes[kLanes];
+    for (int64_t l = 0; l < kLanes; ++l)
+      lanes[l] = values_[block * kLanes + l];
+    return fold_max(lanes);
+  }
+
+  real* values_ = nullptr;
+  int64_t blocks_ = 0;
+  std::vector<real> best_; // padded with void
+};
+
+// The k best of what was offered, by (score descending, id ascending).
+template <class real> class Best {
+public:
+  explicit Best(int64_t k) : k_(k) { clear(); }
+
+  LAH_INLINE void clear() {
+    for (int64_t j = 0; j < k_; ++j)
+      entry_[j] = {kVoid<real>, -1};
+  }
+  LAH_INLINE real worst() const { return entry_[k_ - 1].score; }
+  LAH_INLINE void offer(real score, int64_t id) {
+    if (!before(score, id, entry_[k_ - 1]))
+      return;
+    int64_t j = k_ - 1;
+    for (; j > 0 && before(score, id, entry_[j - 1]); --j)
+      entry_[j] = entry_[j - 1];
+    entry_[j] = {score, id};
+  }
+  LAH_INLINE void set(int64_t j, Scored<real> entry) { entry_[j] = entry; }
+  LAH_INLINE int64_t id(int64_t j) const { return entry_[j].id; }
+
+private:
+  LAH_INLINE static bool before(real score, int64_t id, const Scored<real>& other) {
+    return score > other.score || (score == other.score && id < other.id);
+  }
+
+  const int64_t k_;
+  Scored<real> entry_[kMaxChoices];
+};
+
+// Offers every usable expert of row r whose score reaches the worst of the k best.
+template <class real>
+LAH_INLINE void scan_row(const GridScores<real>& scores, int64_t r, real s, Best<real>& best) {
+  const real* column = scores.column.data();
+  const real* dead = &scores.dead[r * scores.columns];
+  for (int64_t c = 0; c < scores.columns; c += kLanes) {
+    const real worst = best.worst();
+    int32_t hits = 0;
+    for (int64_t l = 0; l < kLanes; ++l)
+      hits |= (s + column[c + l]) + dead[c + l] >= worst;
+    if (hits == 0)
+      continue;
+    for (int64_t l = 0; l < kLanes; ++l) {
+      const real score =
+          finite_or_void((s + column[c + l]) + dead[c + l]); // beyond the last column: void
+      if (score != kVoid<real>)
+        best.offer(score, r * scores.columns + c + l);
+    }
+  }
+}
+
+// Fagin's threshold rule: rows from best to worst, until no expert of a further row can enter.
+// Rounded addition is monotone, so the bound holds in floating point; equality must go on, because
+// a later row may hold an equal score under a lower id.
+template <class real>
+LAH_INLINE void choose_by_threshold(GridScores<real>& scores, int64_t beam, Tournament<real>& order,
+                                    Best<real>& best) {
+  real lanes[kLanes];
+  for (int64_t l = 0; l < kLanes; ++l)
+    lanes[l] = kVoid<real>;
+  for (int64_t c = 0; c < scores.columns; c += kLanes)
+    for (int64_t l = 0; l < kLanes; ++l)
+      lanes[l] = scores.column[c + l] > lanes[l] ? scores.column[c + l] : lanes[l];
+  const real best_column = fold_max(lanes);
+  order.start(scores.row.data(), scores.rows);
+  best.clear();
+  for (int64_t visited = 0; beam == 0 || visited < beam; ++visited) {
+    const Scored<real> row = order.pop();
+    if (row.id < 0 || row.score + best_column < best.worst())
+      return;
+    scan_row(scores, row.id, row.score, best);
+  }
+}
+
+template <class real>
+LAH_INLINE void choose_dense(GridScores<real>& scores, int64_t experts, int64_t k,
+                             Tournament<real>& order, Best<real>& best) {
+  scores.fill_sum();
+  order.start(scores.sum.data(), experts);
+  for (int64_t j = 0; j < k; ++j)
+    best.set(j, order.pop());
+}
+
+// The score as specified, from the logits themselves: masks have turned -0 into +0.
+template <class real> LAH_INLINE real score_of(const Grid& grid, const real* logits, int64_t id) {
+  int64_t coordinate[kMaxGridDims] = {};
+  for (int64_t d = grid.dims - 1; d >= 0; id /= grid.size[d--])
+    coordinate[d] = id % grid.size[d];
+  real score = logits[coordinate[0]];
+  for (int64_t d = 1; d < grid.dims; ++d)
+    score += (logits += grid.size[d - 1])[coordinate[d]];
+  return score;
+}
+
+// logsumexp of scores.sum; 0 if all are void. Partial sums of kPart terms keep float32's error
+// small for 64k experts.
+template <class real> LAH_INLINE real log_sum_exp(const GridScores<real>& scores) {
+  constexpr int64_t kPart = 1024;
+  const auto n = static_cast<int64_t>(scores.sum.size());
+  real lanes[kLanes];
+  for (int64_t l = 0; l < kLanes; ++l)
+    lanes[l] = kVoid<real>;
+  for (int64_t e = 0; e < n; e += kLanes)
+    for (int64_t l = 0; l < kLanes; ++l)
+      lanes[l] = scores.sum[e + l] > lanes[l] ? scores.sum[e + l] : lanes[l];
+  const real largest = fold_max(lanes);
+  if (largest == kVoid<real>)
+    return 0;
+  double total = 0;
+  for (int64_t part = 0; part < n; part += kPart) {
+    for (int64_t l = 0; l < kLanes; ++l)
+      lanes[l] = 0;
+    for (int64_t e = part; e < n && e < part + kPart; e += kLanes)
+      for (int64_t l = 0; l < kLanes; ++l)
+        lanes[l] += exp_negative(scores.sum[e + l] - largest);
+    total += fold_sum(lanes);
+  }
+  return largest + static_cast<real>(std::log(total));
+}
+
+template <class real>
+LAH_MULTIVERSION void route_range(const RouteGridArgs& a, int64_t begin, int64_t end) {
+  const bool dense = a.grid.dims == 1 || (a.grid.experts <= kDenseExperts && a.beam == 0);
+  GridScores<real> scores(a.grid, a.alive);
+  Tournament<real> order(dense ? a.grid.experts : scores.rows);
+  Best<real> best(a.k);
+  auto* probability = static_cast<real*>(a.tile_probability);
+  if (probability != nullptr)
+    probability += begin / stats_tile(a.tokens) * a.grid.experts;
+  for (int64_t e = 0; probability != nullptr && e < a.grid.experts; ++e)
+    probability[e] = 0;
+  for (int64_t t = begin; t < end; ++t) {
+    const real* logits = static_cast<const real*>(a.logits) + t * a.grid.logits;
+    scores.load(logits);
+    if (a.lse != nullptr) {
+      scores.fill_sum();
+      const real lse = log_sum_exp(scores);
+      static_cast<real*>(a.lse)[t] = lse;
+      for (int64_t e = 0; probability != nullptr && e < a.grid.experts; ++e)
+        probability[e] += exp_negative(scores.sum[e] - lse);
+    }
+    if (dense)
+      choose_dense(scores, a.grid.experts, a.k, order, best);
+    else
+      choose_by_threshold(scores, a.beam, order, best);
+    for (int64_t j = 0; j < a.k; ++j) {
+      const int64_t id = best.id(j);
+      a.index[t * a.k + j] = static_cast<int32_t>(id);
+      static_cast<real*>(a.score)[t * a.k + j] = id < 0 ? real{0} : score_of(a.grid, logits, id);
+    }
+  }
+}
+
+// mean over tokens of the softmax; the tiles are added in order
+template <class real> void finish_stats(const RouteGridArgs& a) {
+  auto* stats = static_cast<real*>(a.stats);
+  const auto* tile = static_cast<const real*>(a.tile_probability);
+  for (int64_t e = 0; e < a.grid.experts; ++e) {
+    stats[e] = static_cast<real>(a.count[e]);
+    real total = 0;
+    for (int64_t i = 0; i < stats_tiles(a.tokens); ++i)
+      total += tile[i * a.grid.experts + e];
+    stats[a.grid.experts + e] = a.tokens == 0 ? real{0} : total / static_cast<real>(a.tokens);
+  }
+}
+
+// d(lse) and d(stats) reach every usable expert: q = p (d_lse + (d_p - <p, d_p>) / tokens), summed
+// into each axis.
+template <class real>
+LAH_INLINE void add_dense_gradient(const RouteBackwardArgs& a, GridScores<real>& scores, int64_t t,
+                                   real* grad) {
+  const real lse = static_cast<const real*>(a.lse)[t];
+  const real d_lse = a.grad_lse != nullptr ? static_cast<const real*>(a.grad_lse)[t] : real{0};
+  const real* d_mean =
+      a.grad_stats != nullptr ? static_cast<const real*>(a.grad_stats) + a.grid.experts : nullptr;
+  const real per_token = real{1} / static_cast<real>(a.tokens);
+  scores.fill_sum();
+  double coupling = 0;
+  for (int64_t e = 0; e < a.grid.experts; ++e) {
+    scores.sum[e] = exp_negative(scores.sum[e] - lse);
+    if (d_mean != nullptr)
+      coupling += static_cast<double>(scores.sum[e] * d_mean[e]);
+  }
+  const auto mean = static_cast<real>(coupling);
+  real* column_grad = grad + a.grid.logits - scores.columns;
+  for (int64_t r = 0; r < scores.rows; ++r) {
+    real total = 0;
+    for (int64_t c = 0; c < scores.columns; ++c) {
+      const int64_t e = r * scores.columns + c;
+      const real q =
+          scores.sum[e] * (d_lse + (d_mean != nullptr ? (d_mean[e] - mean) * per_token : real{0}));
+      column_grad[c] += q;
+      total += q;
+    }
+    real* axis = column_grad;
+    for (int64_t d = a.grid.dims - 2, prefix = r; d >= 0; prefix /= a.grid.size[d--])
+      (axis -= a.grid.size[d])[prefix % a.grid.size[d]] += total;
+  }
+}
+
+template <class real>
+LAH_MULTIVERSION void route_backward_range(const RouteBackwardArgs& a, int64_t begin, int64_t end) {
+  GridScores<real> scores(a.grid, a.alive);
+  const auto* grad_score = static_cast<const real*>(a.grad_score);
+  for (int64_t t = begin; t < end; ++t) {
+    real* grad = static_cast<real*>(a.grad_logits) + t * a.grid.logits;
+    for (int64_t i = 0; i < a.grid.logits; ++i)
+      grad[i] = 0;
+    for (int64_t j = 0; grad_score != nullptr && j < a.choices; ++j) {
+      int64_t id = a.index[t * a.choices + j];
+      if (id < 0 || id >= a.grid.experts)
+        continue;
+      real* axis = grad + a.grid.logits;
+      for (int64_t d = a.grid.dims - 1; d >= 0; id /= a.grid.size[d--])
+        (axis -= a.grid.size[d])[id % a.grid.size[d]] += grad_score[t * a.choices + j];
+    }
+    if (a.grad_lse == nullptr && a.grad_stats == nullptr)
+      continue;
+    scores.load(static_cast<const real*>(a.logits) + t * a.grid.logits);
+    add_dense_gradient(a, scores, t, grad);
+  }
+}
+
+} // namespace
+
+void route_tokens(const RouteGridArgs& args, Scalar dtype, int64_t begin, int64_t end) {
+  dtype == Scalar::f64 ? route_range<double>(args, begin, end)
+                       : route_range<float>(args, begin, end);
+}
+
+// One thread, in token order: about a nanosecond an assignment, where a parallel histogram would
+// have to clear and scan one row of counters per tile.
+void route_plan(const RouteGridArgs& a, Scalar dtype) {
+  for (int64_t e = 0; e < a.grid.experts; ++e)
+    a.count[e] = 0;
+  const auto limit =
+      static_cast<int32_t>(a.capacity == 0 ? std::numeric_limits<int32_t>::max() : a.capacity);
+  for (int64_t i = 0; i < a.tokens * a.k; ++i) {
+    const int32_t rank = a.index[i] < 0 ? -1 : a.count[a.index[i]]++;
+    a.rank[i] = rank < limit ? rank : -1;
+  }
+  int64_t next = 0;
+  for (int64_t e = 0; e < a.grid.experts; ++e) {
+    a.offset[e] = static_cast<int32_t>(next);
+    const int32_t kept = a.count[e] < limit ? a.count[e] : limit;
+    next += (kept + a.align - 1) / a.align * a.align;
+  }
+  a.offset[a.grid.experts] = static_cast<int32_t>(next);
+  if (a.stats == nullptr)
+    return;
+  dtype == Scalar::f64 ? finish_stats<double>(a) : finish_stats<float>(a);
+}
+
+void route_backward(const RouteBackwardArgs& args, Scalar dtype, int64_t begin, int64_t end) {
+  dtype == Scalar::f64 ? route_backward_range<double>(args, begin, end)
+                       : route_backward_range<float>(args, begin, end);
+}
+
+} // namespace lah::ops::cpu

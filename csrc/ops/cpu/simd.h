@@ -1,0 +1,187 @@
+// What the CPU kernels share: compilation for several instruction sets, 16-bit floats, streaming
+// stores.
+//
+// Loops over kLanes elements are written so that compilers vectorise them without -ffast-math:
+// reductions keep kLanes partial results and fold them in one fixed order, so every instruction
+// set, and every number of threads, gives the same bits.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+#include "ops/kernels.h"
+
+#define LAH_INLINE inline __attribute__((always_inline))
+
+// A function compiled for several x86 levels; the loader picks one. Everything it calls in a loop
+// must be LAH_INLINE. Clang has no clones of templates, and other systems no ifunc: they get the
+// baseline.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && defined(__GNUC__) &&        \
+    !defined(__clang__)
+#define LAH_MULTIVERSION __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define LAH_MULTIVERSION
+#endif
+
+namespace lah::ops::cpu {
+
+constexpr int64_t kLanes = 16;
+constexpr int64_t kStreamBytes = int64_t{4}
+                                 << 20; // outputs beyond this do not stay in a cache: write past it
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+// The type sums are made in.
+template <class scalar>
+using sum_t = std::conditional_t<std::is_same_v<scalar, double>, double, float>;
+
+LAH_INLINE float widen(float x) {
+  return x;
+}
+LAH_INLINE double widen(double x) {
+  return x;
+}
+LAH_INLINE float widen(BFloat16 x) {
+  return std::bit_cast<float>(uint32_t{x.bits} << 16);
+}
+LAH_INLINE float widen(Float16 x) {
+  const uint32_t sign = uint32_t{x.bits & 0x8000u} << 16;
+  const float scaled =
+      std::bit_cast<float>(uint32_t{x.bits & 0x7fffu} << 13) * 0x1p112f; // exact, subnormals too
+  const uint32_t special = (x.bits & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0u; // infinity and NaN
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(scaled) | special | sign);
+}
+
+template <class scalar> LAH_INLINE scalar narrow(sum_t<scalar> x) {
+  if constexpr (std::is_same_v<scalar, BFloat16>) { // round to nearest even; a NaN must not round
+                                                    // to infinity
+    const uint32_t u = std::bit_cast<uint32_t>(x);
+    const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+    return {static_cast<uint16_t>(x != x ? 0x7fc0u : rounded)};
+  } else if constexpr (std::is_same_v<scalar, Float16>) {
+    const uint32_t u = std::bit_cast<uint32_t>(x), sign = (u >> 16) & 0x8000u,
+                   magnitude = u & 0x7fffffffu;
+    const uint32_t normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    const uint32_t subnormal =
+        std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+    const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+    const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
+    return {static_cast<uint16_t>(sign | (magnitude >= 0x47800000u ? special : finite))};
+  } else {
+    return x;
+  }
+}
+
+// exp for x <= 0, to 2 ulp; exactly 0 below -87. std::exp is a call that no loop vectorises around.
+// (Cephes' polynomial.)
+LAH_INLINE float exp_negative(float x) {
+  constexpr float kRound = 12582912.0f; // adding 1.5 * 2^23 rounds to an integer
+  const float n = (x * 1.44269504f + kRound) - kRound;
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = (p * r) * r + r + 1.0f;
+  const int32_t exponent = (static_cast<int32_t>(n < -127.0f ? -127.0f : n) + 127) << 23;
+  return x < -87.0f ? 0.0f : p * std::bit_cast<float>(exponent);
+}
+LAH_INLINE double exp_negative(double x) {
+  return std::exp(x);
+}
+
+template <class real> LAH_INLINE real fold_sum(real* lanes) {
+  for (int64_t half = kLanes / 2; half > 0; half /= 2)
+    for (int64_t l = 0; l < half; ++l)
+      lanes[l] += lanes[l + half];
+  return lanes[0];
+}
+
+template <class real> LAH_INLINE real fold_max(real* lanes) {
+  for (int64_t half = kLanes / 2; half > 0; half /= 2)
+    for (int64_t l = 0; l < half; ++l)
+      lanes[l] = lanes[l + half] > lanes[l] ? lanes[l + half] : lanes[l];
+  return lanes[0];
+}
+
+// Whether stores of `bytes` to the row-aligned `to` may bypass the cache: they need 16-byte
+// alignment.
+inline bool can_stream(const void* to, int64_t row_bytes, int64_t total_bytes) {
+#if defined(__SSE2__)
+  return total_bytes > kStreamBytes && row_bytes % 16 == 0 &&
+         reinterpret_cast<uintptr_t>(to) % 16 == 0;
+#else
+  (void)to, (void)row_bytes, (void)total_bytes;
+  return false;
+#endif
+}
+
+// memcpy; with `stream`, past the cache: then `to` and `bytes` must be multiples of 16, and
+// stream_fence must follow.
+LAH_INLINE void copy(void* to, const void* from, int64_t bytes, bool stream) {
+#if defined(__SSE2__)
+  if (stream) {
+    auto* out = static_cast<char*>(to);
+    const auto* in = static_cast<const char*>(from);
+    for (int64_t i = 0; i < bytes; i += 16)
+      _mm_stream_si128(reinterpret_cast<__m128i*>(out + i),
+                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i)));
+    return;
+  }
+#endif
+  (void)stream;
+  std::memcpy(to, from, static_cast<size_t>(bytes));
+}
+
+// Streaming stores are weakly ordered: make them visible before another thread is told that they
+// are done.
+inline void stream_fence(bool stream) {
+#if defined(__SSE2__)
+  if (stream)
+    _mm_sfence();
+#endif
+  (void)stream;
+}
+
+// The row of assignment (t, j), or -1 if it is void, has none, or is not ok. A plan that was not
+// made by route_grid (ids or rows out of range) reads as void: never out of bounds.
+LAH_INLINE int64_t live_row(const Plan& plan, int64_t assignment) {
+  const int64_t expert = plan.index[assignment], rank = plan.rank[assignment];
+  if (expert < 0 || rank < 0 || expert >= plan.experts)
+    return -1;
+  const int64_t row = plan.offset[expert] + rank;
+  if (row < 0 || row >= plan.rows || (plan.ok != nullptr && !plan.ok[row]))
+    return -1;
+  return row;
+}
+
+// Calls f with a value of the C++ type of `dtype`.
+template <class Function> void with_scalar(Scalar dtype, Function&& f) {
+  switch (dtype) {
+  case Scalar::f32:
+    return f(float{});
+  case Scalar::f64:
+    return f(double{});
+  case Scalar::bf16:
+    return f(BFloat16{});
+  case Scalar::f16:
+    return f(Float16{});
+  }
+}
+
+} // namespace lah::ops::cpu

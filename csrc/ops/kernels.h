@@ -1,0 +1,150 @@
+// The kernels of every op, without torch: plain pointers to contiguous arrays, checked by ops.cpp.
+// Meanings, shapes and the words token, choice, row, live and void are those of
+// learning_at_home/ops/reference.py.
+//
+// CPU functions work on the tokens [begin, end), may run concurrently on disjoint ranges, and throw
+// nothing but bad_alloc. CUDA functions enqueue on a stream and report a failed launch by a
+// message, or null.
+#pragma once
+
+#include <cstdint>
+
+namespace lah::ops {
+
+constexpr int64_t kMaxChoices = 32; // one lane of a warp for each choice
+constexpr int64_t kMaxGridDims = 8;
+constexpr int64_t kMaxExperts = 65536;
+constexpr int64_t kTokenTile = 64; // least tokens of one unit of work
+
+enum class Scalar : int32_t { f32, f64, bf16, f16 };
+enum class Normalize : int32_t {
+  softmax,
+  sum,
+  none,
+  ones
+}; // ones: internal, sums rows without scores
+
+// Where the rows of an assignment (t, j) are.
+struct Plan {
+  const int32_t* index;  // [tokens, choices]
+  const int32_t* rank;   // [tokens, choices]
+  const int32_t* offset; // [experts + 1]
+  const bool* ok;        // [rows], or null: all rows are ok
+  int64_t tokens, choices, experts, rows;
+};
+
+struct Grid {
+  int64_t dims;
+  int64_t size[kMaxGridDims];
+  int64_t logits;  // sum of sizes: logits of one token
+  int64_t experts; // product of sizes
+};
+
+struct RouteGridArgs {
+  Grid grid;
+  const void* logits;   // f32 (CPU also f64) [tokens, grid.logits]
+  const int32_t* alive; // bitmap of grid.experts bits, or null
+  int64_t tokens, k, beam, capacity, align;
+  int32_t *index, *rank, *offset; // outputs; count is scratch on the CPU
+  int32_t* count;                 // [experts], assignments before capacity
+  void* score;                    // [tokens, choices]
+  void* lse;                      // [tokens], or null
+  void* stats;                    // [2, experts], or null
+  int32_t* tile_count;            // CUDA: scratch [rank_tiles, experts]
+  void* tile_probability;         // scratch [stats_tiles, experts], with stats
+};
+
+struct RouteBackwardArgs {
+  Grid grid;
+  const void *grad_score, *grad_lse, *grad_stats; // each may be null
+  const void* logits;
+  const int32_t* index;
+  const int32_t* alive;
+  const void* lse;
+  int64_t tokens, choices;
+  void* grad_logits;
+  void* slope; // CUDA: scratch [tokens], with grad_stats
+};
+
+struct DispatchArgs {
+  Plan plan;
+  const void* x;     // [tokens, row_bytes]
+  int64_t row_bytes; // of any dtype
+  void* rows;        // [plan.rows, row_bytes]
+  int32_t* source;   // [plan.rows]
+};
+
+struct CombineArgs {
+  Plan plan;
+  const void* rows;
+  const void* score;    // null with Normalize::ones
+  const void* residual; // or null
+  int64_t hidden;
+  Normalize normalize;
+  void* out;
+  void* weight; // null with Normalize::ones
+};
+
+struct CombineBackwardArgs {
+  Plan plan;
+  const void *grad, *rows, *score, *weight;
+  int64_t hidden;
+  Normalize normalize;
+  void *grad_rows, *grad_score;
+  int32_t* source; // scratch [plan.rows]: which rows have an owner
+};
+
+// Tiles whose partial sums are added in order: they depend on shapes alone, so that no sum depends
+// on the number of threads.
+inline int64_t stats_tile(int64_t tokens) {
+  const int64_t tile = (tokens + kTokenTile - 1) / kTokenTile; // at most 64 tiles
+  return tile < kTokenTile ? kTokenTile : tile;
+}
+inline int64_t stats_tiles(int64_t tokens) {
+  return (tokens + stats_tile(tokens) - 1) / stats_tile(tokens);
+}
+
+// Tiles of consecutive assignments whose counts CUDA takes at once: enough to fill a device, and at
+// most 64 MiB of counters.
+inline int64_t rank_tile(int64_t assignments, int64_t experts) {
+  const int64_t most = (int64_t{16} << 20) / experts;
+  const int64_t tile = (assignments + most - 1) / most;
+  return (tile < 256 ? 256 : tile + 31) / 32 * 32;
+}
+inline int64_t rank_tiles(int64_t assignments, int64_t experts) {
+  const int64_t tile = rank_tile(assignments, experts);
+  return (assignments + tile - 1) / tile;
+}
+
+// The rows that hold `assignments` however they fall on `experts`, when each expert starts at a
+// multiple of `align`.
+inline int64_t rows_of(int64_t assignments, int64_t experts, int64_t align) {
+  return align == 1 ? assignments
+                    : (assignments + experts * (align - 1) + align - 1) / align * align;
+}
+
+namespace cpu {
+// route_grid, first over tokens: index, score, lse; and, over tiles of stats_tile tokens,
+// tile_probability
+void route_tokens(const RouteGridArgs& args, Scalar dtype, int64_t begin, int64_t end);
+// then once: rank, offset, count, stats
+void route_plan(const RouteGridArgs& args, Scalar dtype);
+void route_backward(const RouteBackwardArgs& args, Scalar dtype, int64_t begin, int64_t end);
+// first over tokens, then over rows
+void dispatch(const DispatchArgs& args, int64_t begin, int64_t end);
+void clear_unowned(void* rows, const int32_t* source, int64_t row_bytes, int64_t begin,
+                   int64_t end);
+void combine(const CombineArgs& args, Scalar dtype, int64_t begin, int64_t end);
+// first over tokens, then clear_unowned over rows
+void combine_backward(const CombineBackwardArgs& args, Scalar dtype, int64_t begin, int64_t end);
+} // namespace cpu
+
+namespace cuda { // defined where LAH_WITH_CUDA is
+const char* route_grid(const RouteGridArgs& args, void* stream);
+const char* route_backward(const RouteBackwardArgs& args, void* stream);
+const char* dispatch(const DispatchArgs& args, void* stream);
+const char* combine(const CombineArgs& args, Scalar dtype, void* stream);
+const char* combine_backward(const CombineBackwardArgs& args, Scalar dtype, void* stream);
+} // namespace cuda
+
+} // namespace lah::ops
