@@ -7,43 +7,21 @@
   native ops use the stable ABI.
 """
 
-import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from scikit_build_core import build as _build
 from scikit_build_core.build import *  # noqa: F403
+from system_packages import require_tools
 
-_HERE = Path(__file__).parent
 _ISOLATION_VARIABLES = ("PYTHONPATH", "PYTHONNOUSERSITE", "PYTHONHOME")
-
-
-def missing_tools(*, with_cmake: bool) -> list[str]:
-    """What a build needs on PATH and does not find there. The libraries are looked for by CMake."""
-    compilers = [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
-    wanted = {
-        f"a C++20 compiler ({', '.join(compilers)})": compilers,
-        "pkg-config": ["pkg-config", "pkgconf"],
-    }
-    if with_cmake and importlib.util.find_spec("cmake") is None:
-        wanted["cmake"] = ["cmake", "cmake3"]
-    return [what for what, names in wanted.items() if not any(shutil.which(name) for name in names)]
-
-
-def require_tools(*, with_cmake: bool) -> None:
-    """Exit with one message that names what is missing and the line that installs it."""
-    missing = missing_tools(with_cmake=with_cmake)
-    if missing:
-        names, lines = ", ".join(missing), (_HERE / "system_packages.txt").read_text(encoding="utf-8")
-        sys.exit(f"learning_at_home: system packages are missing: {names}. Install them with\n{lines}")
 
 
 def _torch_requirement() -> list[str]:
     env = {name: value for name, value in os.environ.items() if name not in _ISOLATION_VARIABLES}
-    script = [sys.executable, "-I", str(_HERE / "find_torch.py")]
+    script = [sys.executable, "-I", str(Path(__file__).with_name("find_torch.py"))]
     found = subprocess.run(script, env=env, capture_output=True, text=True, check=False)
     return [] if found.stdout.strip() else ["torch>=2.10"]
 

@@ -82,7 +82,9 @@ system_packages() {
 
 # --- the Python environment ------------------------------------------------------------------------------------------
 setup() { # tests: with what the C++ tests need
-    if [ -n "${VIRTUAL_ENV:-}" ]; then env=$VIRTUAL_ENV
+    if [ -n "${VIRTUAL_ENV:-}" ]; then
+        env=$VIRTUAL_ENV
+        [ -x "$env/bin/python" ] || die "VIRTUAL_ENV is $env, which has no bin/python: unset it, or activate another"
     elif [ -n "${CONDA_PREFIX:-}" ] && [ "${CONDA_DEFAULT_ENV:-base}" != base ]; then env=$CONDA_PREFIX
     else env=$PWD/.venv${PYTHON:+-${PYTHON##*/}}; fi
     stamps=$env/.learning_at_home

@@ -18,7 +18,7 @@ def main() -> None:
     x = torch.randn(8, 4, requires_grad=True)
     index, score, rank, offset, *_ = ops.route_grid(torch.randn(8, 6), [3, 3], 2)
     rows, _ = ops.dispatch(x, index, rank, offset)
-    out, weight = ops.combine(rows, score, index, rank, offset)
+    out, _ = ops.combine(rows, score, index, rank, offset)
     torch.testing.assert_close(out, x)  # experts that return their input: weights of a token sum to one
     out.sum().backward()
     assert x.grad is not None
