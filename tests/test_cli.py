@@ -1,0 +1,154 @@
+"""The command line: what options mean, and that its processes come up, serve, and end when they should."""
+
+from __future__ import annotations
+
+import re
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import typer
+
+import learning_at_home as lib
+from learning_at_home.cli.options import expert_uids, parse_grid, parse_peers
+from learning_at_home.nn.experts import EXPERTS, FeedForwardExpert, NopExpert
+
+START_SECONDS = 60.0
+COMMAND = [sys.executable, "-m", "learning_at_home.cli.main"]
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts a command with pipes for stdin and stdout; kills at the end of the test what still runs."""
+    processes = []
+
+    def run(*arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [*COMMAND, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        processes.append(process)
+        return process
+
+    yield run
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def ready_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    assert select.select([process.stdout], [], [], START_SECONDS)[0], "nothing printed in time"
+    return process.stdout.readline()
+
+
+def test_grid_cells_count_with_the_last_axis_fastest() -> None:
+    assert expert_uids("6:9", "e", [8, 8]) == ["e.0.6", "e.0.7", "e.1.0"]
+    assert expert_uids("62:", "e", [8, 8]) == ["e.7.6", "e.7.7"]
+    assert expert_uids(":1", "e", [2, 3, 4]) == ["e.0.0.0"]
+    assert expert_uids("", "e", [3]) == ["e.0", "e.1", "e.2"]
+    assert expert_uids("a.1, b", "e", [3]) == ["a.1", "b"]
+    shares = [uid for share in ("0:22", "22:43", "43:64") for uid in expert_uids(share, "e", [8, 8])]
+    assert shares == expert_uids("", "e", [8, 8])
+
+
+@pytest.mark.parametrize("value", ["5:65", "7:7", "9:3", "-1:4", "a:b", "e.1,e.1", "e.1,,e.2"])
+def test_wrong_experts_are_named(value: str) -> None:
+    with pytest.raises(typer.BadParameter, match=re.escape(repr(value))):
+        expert_uids(value, "e", [8, 8])
+
+
+def test_grids_and_peers() -> None:
+    assert parse_grid("8x8") == [8, 8]
+    assert parse_grid("32") == [32]
+    assert parse_peers(["a.example:1", "[::1]:8081"]) == [("a.example", 1), ("::1", 8081)]
+    for wrong in ("8x", "0x8", "x", "8,8", ""):
+        with pytest.raises(typer.BadParameter, match="8x8"):
+            parse_grid(wrong)
+    for wrong in ("host", "host:", ":1", "host:0", "host:65536", "host:x"):
+        with pytest.raises(typer.BadParameter, match="HOST:PORT"):
+            parse_peers([wrong])
+
+
+@pytest.mark.parametrize("name", sorted(EXPERTS))
+def test_built_in_experts_keep_shapes_and_can_be_scripted(name: str) -> None:
+    expert = torch.jit.script(EXPERTS[name](12))
+    x = torch.randn(5, 12, requires_grad=True)
+    out = expert(x)
+    assert out.shape == x.shape
+    out.sum().backward()
+    assert x.grad is not None
+    assert list(expert.parameters())  # an optimizer wants some
+
+
+def test_built_in_experts_compute_what_they_say() -> None:
+    x = torch.randn(4, 6)
+    assert NopExpert(6)(x).equal(x)
+    expert = FeedForwardExpert(6, inner=3)
+    for parameter in expert.layers[-1].parameters():
+        torch.nn.init.zeros_(parameter)
+    assert expert(x).equal(x)  # residual
+    with pytest.raises(ValueError, match="inner=0"):
+        FeedForwardExpert(6, inner=0)
+
+
+def test_network_and_server_serve_and_end_on_signals(start: Start) -> None:
+    network = start("network", "--port", "0")
+    _, _, address = ready_line(network).split()
+    peer = ["--peer", address]
+    grid = ["--prefix", "cli", "--grid", "2x2", "--experts", "1:4", "--hidden", "8"]
+    server = start("server", "--port", "0", *peer, *grid, "--expert", "nop", "--torch-threads", "1")
+    ready, what, where, experts = ready_line(server).split()
+    assert (ready, what, experts) == ("READY", "server", "experts=3")
+    host, _, port = where.rpartition(":")
+
+    x = torch.randn(3, 8)
+    root_host, _, root_port = address.rpartition(":")
+    with lib.TesseractNetwork((root_host, int(root_port)), port=0) as node:
+        gate = lib.GatingFunction(in_features=8, grid_size=[2, 2], k_best=3, network=node, uid_prefix="cli")
+        gate.wait_for_experts(3, timeout=START_SECONDS)
+        torch.testing.assert_close(gate(x), x)  # nop experts: a mixture of x with itself
+    assert lib.RemoteExpert("cli.1.1", host, int(port))(x).equal(x)
+
+    for process, number in ((server, signal.SIGTERM), (network, signal.SIGINT)):
+        process.send_signal(number)
+        assert process.wait(timeout=30) == 0
+
+
+def test_ends_with_its_parent(start: Start) -> None:
+    network = start("network", "--port", "0", "--exit-with-parent")
+    ready_line(network)
+    assert network.stdin is not None
+    network.stdin.write("input is ignored\n")
+    network.stdin.flush()
+    with pytest.raises(subprocess.TimeoutExpired):
+        network.wait(timeout=0.5)
+    network.stdin.close()
+    assert network.wait(timeout=30) == 0
+    network.stdin = None  # communicate() would flush it
+
+
+def test_wrong_option_is_named_without_a_traceback() -> None:
+    done = subprocess.run(
+        [*COMMAND, "server", "--hidden", "8", "--grid", "8by8"],
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "--grid" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_version_names_what_was_built() -> None:
+    done = subprocess.run(
+        [*COMMAND, "version"], capture_output=True, text=True, timeout=START_SECONDS, check=True
+    )
+    assert torch.__version__ in done.stdout
+    assert re.search(r"^ops for CPU", done.stdout, re.MULTILINE)
