@@ -30,6 +30,27 @@ struct Limits {
   static constexpr size_t kRecordsPerOwner = 512;
   static constexpr uint64_t kRecordLifetimeMs = 600'000;
   static constexpr size_t kSealKeyCache = 8192;
+  static constexpr size_t kAmplification = 3; // reply bytes per request byte to an unproven address
+  static constexpr size_t kUnprovenRequest = 400; // requests without a token are padded to this
+  static constexpr size_t kFindKeys = 8;          // keys of one FIND
+  static constexpr size_t kStoreBatch = 8;        // records of one STORE
+  static constexpr size_t kBucket = 16;           // Kademlia's k
+  static constexpr size_t kReplacements = 8;      // spare contacts of one bucket
+  static constexpr size_t kReplicas = 8;          // nodes that hold a record
+  static constexpr size_t kLookupAlpha = 6;       // requests of one lookup in flight
+  static constexpr size_t kLookupCandidates = 64;
+  static constexpr size_t kOperations = 4096;      // gets, stores and lookups of one node
+  static constexpr size_t kPeerMemory = 8192;      // peers whose round-trip time and token are kept
+  static constexpr size_t kVerifiedRecords = 8192; // signatures known to be good
+  static constexpr size_t kSeeds = 64;             // initial peers
+  static constexpr size_t kPendingHellos = 256;
+  static constexpr size_t kHellosPerSecond = 1000; // answered; each costs a signature
+  static constexpr size_t kGreetings = 16;         // strangers being asked to prove themselves
+  static constexpr size_t kDeclarationParts = 256; // records of one owner and prefix
+  static constexpr size_t kDeclaredExperts = 65536;
+  static constexpr size_t kNodeAddresses = 8;
+  static constexpr size_t kCachedPrefixes = 256;
+  static constexpr size_t kSuspects = 4096;
 
   // --- expert calls ------------------------------------------------------------------------------
   static constexpr size_t kHeaderBytes = 1024;
@@ -44,6 +65,7 @@ struct Limits {
   static constexpr size_t kPeerCalls = 4096;              // open calls of one peer
   static constexpr size_t kCreditBytes = size_t{4} << 20; // window of one stream
   static constexpr size_t kErrorTextBytes = 16384;        // remote traceback text
+  static constexpr size_t kDescriptionBytes = size_t{1} << 20;  // JSON answer to an info call
   static constexpr size_t kPoolQueue = 8192;              // requests waiting in one pool
   static constexpr uint64_t kDeadlineMs = 3'600'000;      // the longest deadline a call may carry
   static constexpr size_t kConnections = 1024;            // peers of one listener

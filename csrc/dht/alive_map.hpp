@@ -1,0 +1,50 @@
+#pragma once
+
+#include <functional>
+
+#include "dht/prefix_reader.hpp"
+
+namespace lah::dht {
+
+// A grid of experts under one prefix, as a gate sees it: "ffn" with {8, 8} holds ffn.0.0 .. ffn.7.7.
+struct Grid {
+  ExpertUid prefix; // a prefix that ends in numbers keeps them as leading coordinates
+  std::vector<uint32_t> size;
+
+  static Result<Grid> make(std::string_view prefix, const std::vector<int64_t>& size);
+  size_t experts() const;
+  std::string uid(uint32_t flat_id) const;
+  auto operator<=>(const Grid&) const = default;
+};
+
+// Which experts of a grid are alive and who serves each of them. Immutable once published.
+struct AliveMap {
+  struct Server {
+    PublicKey owner;
+    Endpoint endpoint; // TCP
+    uint64_t boot_id;
+    bool operator==(const Server&) const = default;
+  };
+  struct Expert {
+    uint32_t flat_id; // row-major in the grid
+    uint32_t server;  // index into servers
+    bool operator==(const Expert&) const = default;
+  };
+  uint64_t version = 0;      // grows with every change
+  uint64_t schema_hash = 0;  // of the experts listed
+  size_t other_schemas = 0;  // alive experts left out, because most declare another schema
+  std::vector<Server> servers;
+  std::vector<Expert> experts; // by flat_id
+
+  bool same_content(const AliveMap& other) const;
+};
+
+using IsSuspect = std::function<bool(const PublicKey& owner, uint64_t boot_id)>;
+
+// The live owner of each coordinate: the one whose declaration is newest, leaving out suspects,
+// owners whose address is unknown, coordinates outside the grid or of another depth, and schemas
+// declared by fewer experts than another one.
+AliveMap build_alive_map(const Grid& grid, const PrefixReader& reader, const ServerBook& servers,
+                         const IsSuspect& suspect);
+
+} // namespace lah::dht

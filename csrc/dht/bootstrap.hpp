@@ -1,0 +1,41 @@
+#pragma once
+
+#include <vector>
+
+#include "base/endpoint.hpp"
+#include "base/rng.hpp"
+#include "base/time.hpp"
+
+namespace lah::dht {
+
+// When and whom to ask for a way into the network. All addresses are asked at once, so a dead seed
+// delays nobody; attempts back off from one second to a minute, jittered, so that a seed that comes
+// back is not trampled.
+class Bootstrap {
+public:
+  explicit Bootstrap(std::vector<Endpoint> seeds) : seeds_(std::move(seeds)) {}
+
+  bool has_seeds() const { return !seeds_.empty(); }
+  bool can_try() const { return has_seeds() || !remembered_.empty(); }
+  bool tried() const { return tried_; }
+  Time next_attempt() const { return next_attempt_; }
+
+  // Addresses to ask now; plans the next attempt.
+  std::vector<Endpoint> attempt(Time now, Rng& rng);
+  // One seed, to check that the network has not split.
+  std::vector<Endpoint> random_seed(Rng& rng) const;
+  void succeeded(); // the next attempt may come soon again
+  // Peers that were alive: ways back in when no seed is.
+  void remember(std::vector<Endpoint> peers) { remembered_ = std::move(peers); }
+  // A seed turned out to be this very node.
+  void forget(const Endpoint& seed) { std::erase(seeds_, seed); }
+
+private:
+  std::vector<Endpoint> seeds_;
+  std::vector<Endpoint> remembered_;
+  Time next_attempt_ = 0;
+  int failures_ = 0;
+  bool tried_ = false;
+};
+
+} // namespace lah::dht

@@ -1,0 +1,77 @@
+#pragma once
+
+#include <deque>
+
+#include "dht/declaration.hpp"
+#include "dht/node.hpp"
+
+namespace lah::dht {
+
+// Keeps a server's declarations alive: stores them, stores them again every period, takes back what
+// is no longer served.
+class Declarer final : public NodeTask {
+public:
+  struct Expert {
+    ExpertUid uid;
+    uint64_t schema_hash;
+  };
+  struct Served {
+    std::vector<Expert> experts;
+    // TCP. An empty list means: at the address our peers see us at.
+    std::vector<Endpoint> addresses;
+    uint16_t tcp_port = 0;
+    uint64_t boot_id = 0;
+    std::string version;
+    Duration period = 20 * kSecond;
+    uint64_t expiry_ms = 60'000;
+  };
+  // Copies of the record that has fewest, our own included; at least 1 unless there was no time.
+  using Done = std::function<void(size_t replicas)>;
+
+  explicit Declarer(Node& node);
+  ~Declarer() override;
+  Declarer(const Declarer&) = delete;
+  Declarer& operator=(const Declarer&) = delete;
+
+  // Replaces all that was declared before. An error if it cannot be encoded; then nothing changes.
+  Result<size_t> declare(Time now, WallMs wall, Served served, Time deadline, Done done);
+  // Replaces everything by tombstones.
+  void undeclare(Time now, WallMs wall, Time deadline, Done done);
+
+  void on_timer(Time now, WallMs wall) override;
+  Time next_deadline() const override { return next_refresh_; }
+  void on_joined(Time now, WallMs wall) override;
+
+private:
+  // Stores started together and reported together.
+  struct Round {
+    size_t open = 0;
+    size_t fewest = SIZE_MAX;
+    Time deadline = kNever;
+    Done done;
+  };
+  struct Waiting {
+    Id key;
+    Buffer payload;
+    uint64_t round;
+    bool retried;
+  };
+
+  void start_round(Time now, WallMs wall, std::map<Id, Buffer> payloads, Time deadline, Done done);
+  void pump(Time now, WallMs wall);
+  void on_stored(const Waiting& store, const StoreResult& result);
+  Buffer server_payload() const;
+  uint64_t next_seq(WallMs wall);
+
+  Node& node_;
+  Served served_;
+  std::map<Id, Buffer> declared_; // without the server record, whose address may change
+  std::map<uint64_t, Round> rounds_;
+  std::deque<Waiting> waiting_;
+  size_t in_flight_ = 0;
+  uint64_t last_round_ = 0;
+  uint64_t last_seq_ = 0;
+  Time next_refresh_ = kNever;
+};
+
+} // namespace lah::dht

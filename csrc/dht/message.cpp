@@ -1,0 +1,288 @@
+#include "dht/message.hpp"
+
+#include "wire/reader.hpp"
+#include "wire/writer.hpp"
+
+namespace lah::dht {
+namespace {
+
+constexpr uint64_t kReplyBit = 0x40;
+constexpr uint64_t kClientModeFlag = 1;
+constexpr size_t kHeaderFields = 5;
+constexpr size_t kArrayMax = 64; // elements of any list in a message
+
+template <class... Cases> struct Overload : Cases... {
+  using Cases::operator()...;
+};
+
+// --- writing -------------------------------------------------------------------------------------
+
+void put_header(wire::Writer& out, uint64_t code, const Header& header, size_t fields) {
+  out.array(kHeaderFields + fields).u64(code).u64(header.txid);
+  out.u64(header.client_mode ? kClientModeFlag : 0).bin(as_bytes(header.puzzle));
+  out.bin(header.token ? as_bytes(*header.token) : ByteView{});
+}
+
+void put_id(wire::Writer& out, const Id& id) {
+  out.bin(as_bytes(id.bytes()));
+}
+
+void put_record(wire::Writer& out, const Record& record, bool with_key) {
+  out.array(with_key ? 6 : 5);
+  if (with_key)
+    put_id(out, record.key);
+  out.bin(as_bytes(record.owner)).u64(record.seq).u64(record.expiry_ms);
+  out.bin(record.payload).bin(as_bytes(record.signature));
+}
+
+void put_records(wire::Writer& out, const std::vector<Record>& records, bool with_key) {
+  out.array(records.size());
+  for (const Record& record : records)
+    put_record(out, record, with_key);
+}
+
+// --- reading -------------------------------------------------------------------------------------
+
+Id read_id(wire::Reader& in) {
+  return Id::from_bytes(in.fixed<32>());
+}
+
+Record read_record(wire::Reader& in, bool with_key) {
+  Record record;
+  in.enter(with_key ? 6 : 5, kArrayMax);
+  if (with_key)
+    record.key = read_id(in);
+  record.owner = in.fixed<32>();
+  record.seq = in.u64();
+  record.expiry_ms = in.u64();
+  const ByteView payload = in.bin(0, Limits::kRecordPayloadBytes);
+  record.payload.assign(payload.begin(), payload.end());
+  record.signature = in.fixed<64>();
+  in.leave();
+  return record;
+}
+
+std::vector<Record> read_records(wire::Reader& in, bool with_key) {
+  std::vector<Record> records;
+  const size_t count = in.enter(0, with_key ? Limits::kStoreBatch : kArrayMax);
+  for (size_t i = 0; i < count && in.ok(); ++i)
+    records.push_back(read_record(in, with_key));
+  in.leave();
+  return records;
+}
+
+Endpoint read_endpoint(wire::Reader& in) {
+  const Result<Endpoint> endpoint = decode_endpoint(in.bin(6, 18));
+  if (!endpoint)
+    in.fail();
+  return endpoint ? *endpoint : Endpoint{};
+}
+
+FindRequest read_find_request(wire::Reader& in) {
+  FindRequest find;
+  const size_t count = in.enter(1, Limits::kFindKeys);
+  for (size_t i = 0; i < count && in.ok(); ++i)
+    find.keys.push_back(read_id(in));
+  in.leave();
+  find.want_records = in.boolean();
+  find.padding = in.bin(0, Limits::kDatagramBytes).size();
+  return find;
+}
+
+FindReply::Entry read_find_entry(wire::Reader& in) {
+  FindReply::Entry entry;
+  in.enter(3, kArrayMax);
+  const size_t contacts = in.enter(0, Limits::kFindContacts);
+  for (size_t i = 0; i < contacts && in.ok(); ++i)
+    if (const auto contact = decode_contact(in.bin(1, kContactBytesMax)))
+      entry.contacts.push_back(*contact);
+    else
+      in.fail();
+  in.leave();
+  entry.records = read_records(in, false);
+  entry.more = in.boolean();
+  in.leave();
+  return entry;
+}
+
+FindReply read_find_reply(wire::Reader& in) {
+  FindReply find;
+  find.observed = read_endpoint(in);
+  const size_t count = in.enter(1, Limits::kFindKeys);
+  for (size_t i = 0; i < count && in.ok(); ++i)
+    find.entries.push_back(read_find_entry(in));
+  in.leave();
+  return find;
+}
+
+StoreReply read_store_reply(wire::Reader& in) {
+  StoreReply store;
+  const size_t count = in.enter(0, Limits::kStoreBatch);
+  for (size_t i = 0; i < count && in.ok(); ++i) {
+    in.enter(2, kArrayMax);
+    const auto verdict = static_cast<Verdict>(in.u64(kVerdictMax));
+    store.outcomes.push_back({verdict, in.u64()});
+    in.leave();
+  }
+  in.leave();
+  return store;
+}
+
+PageRequest read_page_request(wire::Reader& in) {
+  PageRequest page{read_id(in), std::nullopt};
+  const ByteView after = in.bin(0, 32);
+  if (after.size() == 32)
+    std::memcpy(page.after.emplace().data(), after.data(), 32);
+  else if (!after.empty())
+    in.fail();
+  return page;
+}
+
+PageReply read_page_reply(wire::Reader& in) {
+  PageReply page{read_records(in, false), false};
+  page.more = in.boolean();
+  return page;
+}
+
+std::optional<Request> read_request(wire::Reader& in, MessageKind kind) {
+  switch (kind) {
+  case MessageKind::kPing:
+    return PingRequest{};
+  case MessageKind::kFind:
+    return read_find_request(in);
+  case MessageKind::kStore:
+    return StoreRequest{read_records(in, true)};
+  case MessageKind::kGetPage:
+    return read_page_request(in);
+  default:
+    return std::nullopt;
+  }
+}
+
+std::optional<Reply> read_reply(wire::Reader& in, MessageKind kind) {
+  switch (kind) {
+  case MessageKind::kPing:
+    return PingReply{read_endpoint(in)};
+  case MessageKind::kFind:
+    return read_find_reply(in);
+  case MessageKind::kStore:
+    return read_store_reply(in);
+  case MessageKind::kGetPage:
+    return read_page_reply(in);
+  case MessageKind::kError:
+    return ErrorReply{static_cast<ErrorCode>(in.u64(255))};
+  default:
+    return std::nullopt;
+  }
+}
+
+Header read_header(wire::Reader& in) {
+  Header header;
+  header.txid = in.u64();
+  header.client_mode = (in.u64() & kClientModeFlag) != 0;
+  header.puzzle = in.fixed<8>();
+  const ByteView token = in.bin(0, 16);
+  if (token.size() == 16)
+    std::memcpy(header.token.emplace().data(), token.data(), 16);
+  else if (!token.empty())
+    in.fail();
+  return header;
+}
+
+} // namespace
+
+Buffer encode(const Header& header, const Request& body) {
+  wire::Writer out;
+  const uint64_t code =
+      std::visit([](const auto& request) { return uint64_t(request.kKind); }, body);
+  std::visit(Overload{
+                 [&](const PingRequest&) { put_header(out, code, header, 0); },
+                 [&](const FindRequest& find) {
+                   put_header(out, code, header, 3);
+                   out.array(find.keys.size());
+                   for (const Id& key : find.keys)
+                     put_id(out, key);
+                   out.boolean(find.want_records).bin(Buffer(find.padding));
+                 },
+                 [&](const StoreRequest& store) {
+                   put_header(out, code, header, 1);
+                   put_records(out, store.records, true);
+                 },
+                 [&](const PageRequest& page) {
+                   put_header(out, code, header, 2);
+                   put_id(out, page.key);
+                   out.bin(page.after ? as_bytes(*page.after) : ByteView{});
+                 },
+             },
+             body);
+  return out.take();
+}
+
+Buffer encode(const Header& header, const Reply& body) {
+  wire::Writer out;
+  const uint64_t code =
+      kReplyBit | std::visit([](const auto& reply) { return uint64_t(reply.kKind); }, body);
+  std::visit(Overload{
+                 [&](const PingReply& ping) {
+                   put_header(out, code, header, 1);
+                   out.bin(encode_endpoint(ping.observed));
+                 },
+                 [&](const FindReply& find) {
+                   put_header(out, code, header, 2);
+                   out.bin(encode_endpoint(find.observed)).array(find.entries.size());
+                   for (const FindReply::Entry& entry : find.entries) {
+                     out.array(3).array(entry.contacts.size());
+                     for (const Contact& contact : entry.contacts)
+                       out.bin(encode_contact(contact));
+                     put_records(out, entry.records, false);
+                     out.boolean(entry.more);
+                   }
+                 },
+                 [&](const StoreReply& store) {
+                   put_header(out, code, header, 1);
+                   out.array(store.outcomes.size());
+                   for (const StoreReply::Outcome& outcome : store.outcomes)
+                     out.array(2).u64(uint64_t(outcome.verdict)).u64(outcome.seq);
+                 },
+                 [&](const PageReply& page) {
+                   put_header(out, code, header, 2);
+                   put_records(out, page.records, false);
+                   out.boolean(page.more);
+                 },
+                 [&](const ErrorReply& error) {
+                   put_header(out, code, header, 1);
+                   out.u64(uint64_t(error.code));
+                 },
+             },
+             body);
+  return out.take();
+}
+
+Result<std::variant<RequestMessage, ReplyMessage, UnknownRequest>> decode(ByteView plaintext) {
+  using Decoded = std::variant<RequestMessage, ReplyMessage, UnknownRequest>;
+  const Error malformed{ErrorCode::kProtocol, "malformed DHT message"};
+  Result<wire::Reader> parsed = wire::Reader::parse(plaintext);
+  if (!parsed)
+    return parsed.error();
+  wire::Reader& in = *parsed;
+  in.enter(kHeaderFields, kArrayMax);
+  const uint64_t code = in.u64(255);
+  const Header header = read_header(in);
+  if (!in.ok())
+    return malformed;
+  const auto kind = static_cast<MessageKind>(code & ~kReplyBit);
+  if ((code & kReplyBit) != 0) {
+    std::optional<Reply> reply = read_reply(in, kind);
+    if (!reply || !in.ok())
+      return malformed;
+    return Decoded(ReplyMessage{header, std::move(*reply)});
+  }
+  std::optional<Request> request = read_request(in, kind);
+  if (!request)
+    return Decoded(UnknownRequest{header});
+  if (!in.ok())
+    return malformed;
+  return Decoded(RequestMessage{header, std::move(*request)});
+}
+
+} // namespace lah::dht

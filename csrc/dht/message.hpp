@@ -1,0 +1,128 @@
+// Every DHT message, declared once. A message is one msgpack array
+//   [code, txid, flags, puzzle, token, fields...]
+// inside a sealed packet. Elements a newer peer appends are ignored. Requests are idempotent.
+#pragma once
+
+#include <optional>
+#include <variant>
+
+#include "dht/contact.hpp"
+#include "dht/record.hpp"
+#include "dht/token.hpp"
+
+namespace lah::dht {
+
+enum class MessageKind : uint8_t {
+  kPing = 1,
+  kFind = 2,
+  kStore = 3,
+  kGetPage = 4,
+  kListen = 5,  // reserved
+  kNotify = 6,  // reserved
+  kObserve = 7, // reserved
+  kError = 31,  // replies only
+};
+
+struct PingRequest {
+  static constexpr MessageKind kKind = MessageKind::kPing;
+};
+
+struct PingReply {
+  static constexpr MessageKind kKind = MessageKind::kPing;
+  Endpoint observed; // the asker's address as the answerer sees it
+};
+
+// Which nodes are near these keys, and which records lie under them.
+struct FindRequest {
+  static constexpr MessageKind kKind = MessageKind::kFind;
+  std::vector<Id> keys;
+  bool want_records = false;
+  size_t padding = 0; // bytes of zeros, so that an unproven address may get a full reply
+};
+
+struct FindReply {
+  static constexpr MessageKind kKind = MessageKind::kFind;
+  struct Entry { // for each key of the request, in its order
+    std::vector<Contact> contacts;
+    std::vector<Record> records;
+    bool more = false; // records are left: ask with kGetPage for those behind the last owner here
+  };
+  Endpoint observed;
+  std::vector<Entry> entries;
+};
+
+struct StoreRequest {
+  static constexpr MessageKind kKind = MessageKind::kStore;
+  std::vector<Record> records;
+};
+
+struct StoreReply {
+  static constexpr MessageKind kKind = MessageKind::kStore;
+  struct Outcome { // for each record of the request, in its order
+    Verdict verdict;
+    uint64_t seq; // the one the answerer now holds
+  };
+  std::vector<Outcome> outcomes;
+};
+
+struct PageRequest {
+  static constexpr MessageKind kKind = MessageKind::kGetPage;
+  Id key;
+  std::optional<PublicKey> after; // the last owner already known
+};
+
+struct PageReply {
+  static constexpr MessageKind kKind = MessageKind::kGetPage;
+  std::vector<Record> records; // their key is the request's
+  bool more = false;
+};
+
+struct ErrorReply {
+  static constexpr MessageKind kKind = MessageKind::kError;
+  ErrorCode code = ErrorCode::kProtocol;
+};
+
+using Request = std::variant<PingRequest, FindRequest, StoreRequest, PageRequest>;
+using Reply = std::variant<PingReply, FindReply, StoreReply, PageReply, ErrorReply>;
+
+struct Header {
+  uint64_t txid = 0;
+  bool client_mode = false; // the sender asks but does not serve: never put it into a table
+  PuzzleNonce puzzle{};
+  // Request: what the receiver last gave us. Reply: what to send along next time.
+  std::optional<Token> token;
+};
+
+struct RequestMessage {
+  Header header;
+  Request body;
+};
+
+struct ReplyMessage {
+  Header header;
+  Reply body;
+};
+
+using Message = std::variant<RequestMessage, ReplyMessage>;
+
+// A kind this version does not know, but whose header it understood.
+struct UnknownRequest {
+  Header header;
+};
+
+Buffer encode(const Header& header, const Request& body);
+Buffer encode(const Header& header, const Reply& body);
+
+// Bounded: wire::Reader checks every count before anything is allocated for it. Records are not
+// verified here, and records of a reply carry no key.
+Result<std::variant<RequestMessage, ReplyMessage, UnknownRequest>> decode(ByteView plaintext);
+
+// Encoded size of a record in a reply, beside its payload; and of everything else in a FIND reply
+// for one key, and in a page.
+inline constexpr size_t kRecordWireOverhead = 1 + 34 + 9 + 9 + 3 + 66;
+inline constexpr size_t kHeaderWireBytes = 1 + 2 + 9 + 1 + 10 + 18;
+inline constexpr size_t kFindReplyWireBytes = kHeaderWireBytes + 20 + 1;
+inline constexpr size_t kFindEntryWireBytes = 1 + 3 + 3 + 1;
+inline constexpr size_t kPageWireBytes = kHeaderWireBytes + 3 + 1;
+
+} // namespace lah::dht

@@ -1,0 +1,277 @@
+#include "dht/node.hpp"
+
+#include <algorithm>
+
+namespace lah::dht {
+
+Node::Node(NodeConfig config, const crypto::Identity& identity, PacketCipher& cipher, Rng& rng)
+    : config_(std::move(config)), identity_(identity), cipher_(cipher), rng_(rng),
+      id_(node_id(identity.public_key(), puzzle_)), table_(id_), verifier_(config_.network_id),
+      tokens_(rng), responder_(storage_, table_, verifier_), hello_(cipher),
+      bootstrap_(config_.seeds), ready_(config_.seeds.empty()) {}
+
+// --- datagrams -----------------------------------------------------------------------------------
+
+void Node::set_time(Time now, WallMs wall) {
+  now_ = now;
+  wall_ = wall;
+}
+
+void Node::send(const Endpoint& to, Buffer bytes) {
+  outbox_.push_back({to, std::move(bytes)});
+}
+
+std::vector<Datagram> Node::take_datagrams() {
+  counters_.packets_out += outbox_.size();
+  for (const Datagram& datagram : outbox_)
+    counters_.bytes_out += datagram.bytes.size();
+  return std::exchange(outbox_, {});
+}
+
+void Node::on_datagram(Time now, WallMs wall, const Endpoint& from, ByteView bytes) {
+  set_time(now, wall);
+  ++counters_.packets_in;
+  counters_.bytes_in += bytes.size();
+  const Result<crypto::Packet> packet = crypto::parse_packet(bytes);
+  if (!packet || !is_sendable(from)) {
+    ++counters_.bad_packets;
+    return;
+  }
+  if (packet->kind == crypto::PacketKind::kSealed)
+    on_message(from, *packet, bytes.size());
+  else
+    on_hello(from, *packet);
+  settle();
+}
+
+void Node::on_hello(const Endpoint& from, const crypto::Packet& packet) {
+  if (packet.kind == crypto::PacketKind::kHelloReply) {
+    if (!hello_.on_reply(now_, from, packet))
+      ++counters_.bad_packets;
+    return;
+  }
+  if (now_ - hello_window_ >= kSecond) {
+    hello_window_ = now_;
+    hellos_in_window_ = 0;
+  }
+  if (hellos_in_window_++ < Limits::kHellosPerSecond)
+    send(from, cipher_.hello_reply(packet));
+}
+
+void Node::on_message(const Endpoint& from, const crypto::Packet& packet, size_t bytes) {
+  const Result<Buffer> plaintext = cipher_.open(packet);
+  if (!plaintext) {
+    ++counters_.bad_packets;
+    return;
+  }
+  const auto decoded = decode(*plaintext);
+  if (!decoded) {
+    ++counters_.bad_packets;
+    return;
+  }
+  if (const auto* request = std::get_if<RequestMessage>(&*decoded))
+    on_request(Contact::make(packet.sender, request->header.puzzle, from), *request, bytes);
+  else if (const auto* reply = std::get_if<ReplyMessage>(&*decoded))
+    on_reply(Contact::make(packet.sender, reply->header.puzzle, from), *reply);
+  else if (const auto* unknown = std::get_if<UnknownRequest>(&*decoded))
+    reply_to(Contact::make(packet.sender, unknown->header.puzzle, from), unknown->header.txid,
+             ErrorReply{ErrorCode::kProtocol});
+}
+
+void Node::on_request(const Contact& from, const RequestMessage& message, size_t bytes) {
+  tokens_.rotate_if_due(now_, rng_);
+  const std::optional<Token>& token = message.header.token;
+  const bool proven = token && tokens_.accepts(*token, from.endpoint, from.key);
+  ++counters_.requests_answered;
+  reply_to(from, message.header.txid, responder_.answer({from, proven}, message.body, bytes, wall_));
+  if (!message.header.client_mode)
+    greet(from);
+}
+
+void Node::reply_to(const Contact& from, uint64_t txid, const Reply& body) {
+  const Header header{txid, config_.client_mode, puzzle_, tokens_.issue(from.endpoint, from.key)};
+  if (auto sealed = cipher_.seal(from.key, encode(header, body)))
+    send(from.endpoint, std::move(*sealed));
+}
+
+// Somebody who talks to us may be worth knowing; only its answer to our own question proves it.
+void Node::greet(const Contact& stranger) {
+  if (!table_.wants(stranger) || greeted_.size() >= Limits::kGreetings ||
+      !greeted_.insert(stranger.id).second)
+    return;
+  begin(std::make_unique<PingOperation>(
+            stranger, [this, id = stranger.id](const PingResult&) { greeted_.erase(id); }),
+        kNever);
+}
+
+void Node::on_reply(const Contact& from, const ReplyMessage& message) {
+  const MessageKind kind =
+      std::visit([](const auto& reply) { return reply.kKind; }, message.body);
+  const auto request = pending_.take(message.header.txid, from.key, from.endpoint, kind);
+  if (!request) {
+    ++counters_.bad_packets;
+    return;
+  }
+  memory_.answered(from.key, now_ - request->sent_at, request->retransmitted);
+  if (message.header.token)
+    memory_.remember(from.key, *message.header.token);
+  note_outcome(true);
+  if (message.header.client_mode)
+    table_.remove(from.id);
+  else
+    table_.confirm(from, now_);
+  if (const auto* ping = std::get_if<PingReply>(&message.body))
+    observe(ping->observed);
+  else if (const auto* find = std::get_if<FindReply>(&message.body))
+    observe(find->observed);
+  const auto operation = operations_.find(request->op);
+  if (operation == operations_.end())
+    return;
+  operation->second->on_answer(*this, *request, message.header, message.body);
+  retire_if_finished(request->op);
+}
+
+void Node::observe(const Endpoint& observed) {
+  if (!is_sendable(observed) || (observed_.size() >= 16 && !observed_.contains(observed.ip)))
+    return;
+  auto& [votes, endpoint] = observed_[observed.ip];
+  ++votes;
+  endpoint = observed;
+}
+
+void Node::request(OpId op, const Contact& to, Request body) {
+  const Header header{rng_.u64(), config_.client_mode, puzzle_, memory_.token(to.key)};
+  Buffer plaintext = encode(header, body);
+  auto* find = std::get_if<FindRequest>(&body);
+  if (const size_t bytes = plaintext.size() + crypto::kPacketOverhead;
+      find != nullptr && !header.token && bytes < Limits::kUnprovenRequest) {
+    find->padding = Limits::kUnprovenRequest - bytes;
+    plaintext = encode(header, body);
+  }
+  const MessageKind kind = std::visit([](const auto& request) { return request.kKind; }, body);
+  SentRequest sent{header.txid, op, to, kind, {}, now_};
+  // A contact whose key is no key stays unsent, and fails as silence does.
+  if (auto sealed = cipher_.seal(to.key, plaintext)) {
+    sent.datagram = *sealed;
+    send(to.endpoint, std::move(*sealed));
+  }
+  pending_.add(std::move(sent), memory_.rto(to.key));
+}
+
+// --- operations ----------------------------------------------------------------------------------
+
+void Node::start_get(Time now, WallMs wall, const Id& key, Time deadline,
+                     GetOperation::Done done) {
+  set_time(now, wall);
+  begin(std::make_unique<GetOperation>(key, id_, storage_.get(key, wall), std::move(done)),
+        deadline);
+}
+
+void Node::start_store(Time now, WallMs wall, Record record, Time deadline,
+                       StoreOperation::Done done) {
+  set_time(now, wall);
+  // Our own copy makes a lone node find what it stored.
+  storage_.put(record, wall, verifier_);
+  begin(std::make_unique<StoreOperation>(std::move(record), id_, std::move(done)), deadline);
+}
+
+void Node::start_ping(Time now, WallMs wall, const Endpoint& to, Time deadline,
+                      PingOperation::Done done) {
+  set_time(now, wall);
+  hello_.ask(
+      now, to,
+      [this, deadline, done = std::move(done)](const Endpoint& from, const auto& answer) mutable {
+        if (!answer || answer->key == identity_.public_key()) {
+          done(PingResult{answer ? answer->rtt : -1});
+          return;
+        }
+        begin(std::make_unique<PingOperation>(Contact::make(answer->key, {}, from),
+                                              std::move(done)),
+              deadline);
+      },
+      outbox_);
+}
+
+void Node::start_hello(Time now, const Endpoint& to, HelloExchange::Done done) {
+  hello_.ask(now, to, std::move(done), outbox_);
+}
+
+void Node::begin(std::unique_ptr<Operation> operation, Time deadline) {
+  operation->id = ++last_op_;
+  operation->deadline = deadline;
+  if (closing_ || operations_.size() + parked_.size() >= Limits::kOperations) {
+    finished_.push_back(std::move(operation));
+    return;
+  }
+  if (deadline != kNever)
+    deadlines_.insert({deadline, operation->id});
+  const bool way_in_expected = open_hellos_ > 0 || !bootstrap_.tried();
+  if (operation->target() && table_.size() == 0 && !ready_ && !joining_ && way_in_expected)
+    parked_.push_back(std::move(operation));
+  else
+    launch(std::move(operation));
+}
+
+void Node::launch(std::unique_ptr<Operation> operation) {
+  const OpId id = operation->id;
+  Operation& launched = *operations_.emplace(id, std::move(operation)).first->second;
+  std::vector<Contact> near;
+  if (const auto target = launched.target()) {
+    near = table_.closest(*target, Limits::kFindContacts);
+    table_.touch(*target, now_);
+  }
+  launched.start(*this, near);
+  retire_if_finished(id);
+}
+
+void Node::retire_if_finished(OpId id) {
+  const auto operation = operations_.find(id);
+  if (operation != operations_.end() && operation->second->finished())
+    retire(operation);
+}
+
+void Node::retire(Operations::iterator operation) {
+  deadlines_.erase({operation->second->deadline, operation->first});
+  finished_.push_back(std::move(operation->second));
+  operations_.erase(operation);
+}
+
+void Node::settle() {
+  while (!finished_.empty()) {
+    for (const auto& operation : std::exchange(finished_, {}))
+      operation->complete(*this);
+  }
+}
+
+void Node::abandon() {
+  closing_ = true; // what callbacks start now ends at once
+  tasks_.clear();
+  hello_.abandon();
+  for (auto& [id, operation] : std::exchange(operations_, {}))
+    finished_.push_back(std::move(operation));
+  for (auto& operation : std::exchange(parked_, {}))
+    finished_.push_back(std::move(operation));
+  settle();
+}
+
+Record Node::sign(const Id& key, uint64_t seq, WallMs expiry_ms, Buffer payload) const {
+  return sign_record(identity_, config_.network_id, key, seq, expiry_ms, std::move(payload));
+}
+
+NodeStatus Node::status() const {
+  NodeStatus status = counters_;
+  status.peers = table_.size();
+  status.ready = ready_;
+  status.isolated = isolated();
+  status.records = storage_.records();
+  status.operations = operations_.size() + parked_.size();
+  size_t most = 0;
+  for (const auto& [ip, vote] : observed_)
+    if (vote.first > most) {
+      most = vote.first;
+      status.observed = vote.second;
+    }
+  return status;
+}
+
+} // namespace lah::dht

@@ -1,0 +1,168 @@
+// One node of the DHT, sans-IO: it owns no socket, clock, thread or random device. A driver feeds it
+// datagrams and time, and sends what it leaves in the outbox; net/udp_driver does so for real, sim/
+// in virtual time.
+#pragma once
+
+#include <bitset>
+#include <memory>
+
+#include "dht/bootstrap.hpp"
+#include "dht/hello.hpp"
+#include "dht/operation.hpp"
+#include "dht/peer_memory.hpp"
+#include "dht/responder.hpp"
+
+namespace lah::dht {
+
+struct NodeConfig {
+  std::string network_id;
+  std::vector<Endpoint> seeds; // at most Limits::kSeeds
+  bool client_mode = false;    // asks, never serves; enters no table
+};
+
+struct NodeStatus {
+  size_t peers = 0;   // in the routing table
+  bool ready = false; // joined once, or has no seeds to join
+  bool isolated = false;
+  uint64_t packets_in = 0;
+  uint64_t packets_out = 0;
+  uint64_t bytes_in = 0;
+  uint64_t bytes_out = 0;
+  uint64_t bad_packets = 0; // malformed, not for us, or of another network
+  uint64_t requests_answered = 0;
+  uint64_t requests_failed = 0; // ours, never answered
+  size_t records = 0;           // held
+  size_t operations = 0;        // open
+  std::optional<Endpoint> observed; // our address as most peers see it; the port is the UDP one
+};
+
+// Work that runs on top of a node, in its time.
+class NodeTask {
+public:
+  virtual ~NodeTask() = default;
+  virtual void on_timer(Time now, WallMs wall) = 0;
+  virtual Time next_deadline() const = 0;
+  // The node found its way into the network, for the first time or again.
+  virtual void on_joined(Time, WallMs) {}
+};
+
+class Node final : private OperationHost {
+public:
+  // `identity`, `cipher` and `rng` must outlive the node.
+  Node(NodeConfig config, const crypto::Identity& identity, PacketCipher& cipher, Rng& rng);
+
+  // --- driven by
+  void on_datagram(Time now, WallMs wall, const Endpoint& from, ByteView bytes);
+  void on_timer(Time now, WallMs wall);
+  Time next_deadline() const;
+  std::vector<Datagram> take_datagrams();
+
+  // --- asked by. Callbacks run inside a later on_datagram() or on_timer(), never inside these calls.
+  void start_get(Time now, WallMs wall, const Id& key, Time deadline, GetOperation::Done done);
+  void start_store(Time now, WallMs wall, Record record, Time deadline, StoreOperation::Done done);
+  // Fetches the key of whoever listens at `to`, then pings it.
+  void start_ping(Time now, WallMs wall, const Endpoint& to, Time deadline,
+                  PingOperation::Done done);
+  // Only the key.
+  void start_hello(Time now, const Endpoint& to, HelloExchange::Done done);
+  // Completes every open operation with what it has. For a node about to be destroyed.
+  void abandon();
+
+  void add_task(NodeTask& task) { tasks_.push_back(&task); }
+  void remove_task(NodeTask& task) { std::erase(tasks_, &task); }
+
+  Record sign(const Id& key, uint64_t seq, WallMs expiry_ms, Buffer payload) const;
+  NodeStatus status() const;
+  bool ready() const { return ready_; }
+  const Id& id() const { return id_; }
+  const crypto::Identity& identity() const { return identity_; }
+  const RoutingTable& table() const { return table_; }
+  const Storage& storage() const { return storage_; }
+  Rng& rng() { return rng_; }
+  Time time() const { return now_; } // of the last event
+  WallMs wall() const { return wall_; }
+
+private:
+  using Operations = std::map<OpId, std::unique_ptr<Operation>>;
+
+  // OperationHost
+  void request(OpId op, const Contact& to, Request body) override;
+  bool verify(const Record& record) override { return verifier_.verify(record); }
+  WallMs wall_ms() const override { return wall_; }
+  Time now() const override { return now_; }
+
+  void set_time(Time now, WallMs wall);
+  void send(const Endpoint& to, Buffer bytes);
+
+  // node.cpp: what datagrams do
+  void on_hello(const Endpoint& from, const crypto::Packet& packet);
+  void on_message(const Endpoint& from, const crypto::Packet& packet, size_t bytes);
+  void on_request(const Contact& from, const RequestMessage& message, size_t bytes);
+  void on_reply(const Contact& from, const ReplyMessage& message);
+  void reply_to(const Contact& from, uint64_t txid, const Reply& body);
+  void greet(const Contact& stranger);
+  void observe(const Endpoint& observed);
+
+  // operations
+  void begin(std::unique_ptr<Operation> operation, Time deadline);
+  void launch(std::unique_ptr<Operation> operation);
+  void retire_if_finished(OpId id);
+  void retire(Operations::iterator operation);
+  void settle(); // tells the callers of finished operations
+
+  // node_upkeep.cpp: what time does
+  void run_requests();
+  void run_bootstrap();
+  void run_tick();
+  void ask_way_in(const std::vector<Endpoint>& addresses);
+  void join();
+  void on_joined();
+  void release_parked();
+  bool looking_for_way_in() const { return open_hellos_ > 0 || joining_; }
+  bool isolated() const;
+  void note_outcome(bool answered);
+
+  NodeConfig config_;
+  const crypto::Identity& identity_;
+  PacketCipher& cipher_;
+  Rng& rng_;
+  PuzzleNonce puzzle_{};
+  Id id_;
+  Time now_ = 0;
+  WallMs wall_ = 0;
+
+  RoutingTable table_;
+  Storage storage_;
+  RecordVerifier verifier_;
+  TokenIssuer tokens_;
+  Responder responder_;
+  PeerMemory memory_;
+  PendingRequests pending_;
+  HelloExchange hello_;
+  Bootstrap bootstrap_;
+
+  Operations operations_;
+  std::set<std::pair<Time, OpId>> deadlines_;
+  std::vector<std::unique_ptr<Operation>> parked_; // wait for a way into the network
+  std::vector<std::unique_ptr<Operation>> finished_;
+  std::set<Id> greeted_; // strangers with a PING of ours in flight
+  OpId last_op_ = 0;
+
+  std::vector<NodeTask*> tasks_;
+  std::vector<Datagram> outbox_;
+  std::map<std::array<uint8_t, 16>, std::pair<size_t, Endpoint>> observed_;
+  NodeStatus counters_;
+
+  bool ready_;
+  bool joining_ = false;
+  bool closing_ = false;
+  size_t open_hellos_ = 0;
+  std::bitset<32> outcomes_; // of our last requests, true if unanswered
+  size_t outcome_count_ = 0;
+  Time next_tick_ = 0;
+  Time next_split_check_ = kNever;
+  Time hello_window_ = 0;
+  size_t hellos_in_window_ = 0;
+};
+
+} // namespace lah::dht

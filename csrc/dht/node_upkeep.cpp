@@ -1,0 +1,166 @@
+#include <algorithm>
+
+#include "dht/node.hpp"
+
+namespace lah::dht {
+namespace {
+constexpr Duration kTick = kSecond;
+// A contact unconfirmed for this long is probed, one each tick.
+constexpr Duration kProbeAfter = 60 * kSecond;
+// A bucket nobody looked into for this long gets a lookup, one each tick.
+constexpr Duration kRefreshAfter = 600 * kSecond;
+constexpr Duration kSplitCheck = 600 * kSecond;
+constexpr size_t kRememberedPeers = 16;
+} // namespace
+
+void Node::on_timer(Time now, WallMs wall) {
+  set_time(now, wall);
+  run_requests();
+  hello_.on_timer(now, outbox_);
+  while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
+    const auto [at, id] = *deadlines_.begin();
+    deadlines_.erase(deadlines_.begin());
+    if (const auto found = operations_.find(id); found != operations_.end()) {
+      retire(found);
+      continue;
+    }
+    const auto parked = std::find_if(parked_.begin(), parked_.end(),
+                                     [&](const auto& operation) { return operation->id == id; });
+    if (parked != parked_.end()) {
+      finished_.push_back(std::move(*parked));
+      parked_.erase(parked);
+    }
+  }
+  run_bootstrap();
+  if (now >= next_tick_)
+    run_tick();
+  for (size_t i = 0; i < tasks_.size(); ++i) // a task may add or remove tasks
+    if (tasks_[i]->next_deadline() <= now)
+      tasks_[i]->on_timer(now, wall);
+  settle();
+}
+
+Time Node::next_deadline() const {
+  if (!finished_.empty())
+    return now_;
+  Time next = std::min({next_tick_, pending_.next_deadline(), hello_.next_deadline()});
+  if (!deadlines_.empty())
+    next = std::min(next, deadlines_.begin()->first);
+  if (isolated() && bootstrap_.can_try() && !looking_for_way_in())
+    next = std::min(next, bootstrap_.next_attempt());
+  for (const NodeTask* task : tasks_)
+    next = std::min(next, task->next_deadline());
+  return next;
+}
+
+void Node::run_requests() {
+  PendingRequests::Due due = pending_.due(now_);
+  for (const SentRequest& request : due.overdue) {
+    if (!request.datagram.empty())
+      send(request.to.endpoint, request.datagram);
+    if (const auto found = operations_.find(request.op); found != operations_.end()) {
+      found->second->on_overdue(*this, request);
+      retire_if_finished(request.op);
+    }
+  }
+  for (const SentRequest& request : due.failed) {
+    ++counters_.requests_failed;
+    table_.fail(request.to);
+    note_outcome(false);
+    if (const auto found = operations_.find(request.op); found != operations_.end()) {
+      found->second->on_failed(*this, request);
+      retire_if_finished(request.op);
+    }
+  }
+}
+
+// --- finding and keeping a way into the network --------------------------------------------------
+
+void Node::note_outcome(bool answered) {
+  outcomes_ <<= 1;
+  outcomes_[0] = !answered;
+  outcome_count_ = std::min(outcome_count_ + 1, outcomes_.size());
+}
+
+bool Node::isolated() const {
+  if (table_.size() == 0)
+    return bootstrap_.can_try();
+  return outcome_count_ >= 16 && outcomes_.count() * 10 > outcome_count_ * 6;
+}
+
+void Node::run_bootstrap() {
+  if (now_ >= next_split_check_ && !looking_for_way_in()) {
+    next_split_check_ = now_ + kSplitCheck;
+    ask_way_in(bootstrap_.random_seed(rng_));
+  }
+  if (isolated() && bootstrap_.can_try() && !looking_for_way_in() &&
+      now_ >= bootstrap_.next_attempt())
+    ask_way_in(bootstrap_.attempt(now_, rng_));
+}
+
+void Node::ask_way_in(const std::vector<Endpoint>& addresses) {
+  for (const Endpoint& address : addresses) {
+    ++open_hellos_;
+    hello_.ask(
+        now_, address,
+        [this](const Endpoint& from, const auto& answer) {
+          --open_hellos_;
+          if (answer && answer->key == identity_.public_key()) {
+            bootstrap_.forget(from);
+            ready_ = ready_ || !bootstrap_.has_seeds();
+          } else if (answer) {
+            table_.confirm(Contact::make(answer->key, {}, from), now_);
+            join();
+          }
+          if (!looking_for_way_in())
+            release_parked(); // nobody answered: let them end with what this node has
+        },
+        outbox_);
+  }
+}
+
+void Node::join() {
+  if (joining_)
+    return;
+  joining_ = true;
+  begin(std::make_unique<LookupOperation>(id_, id_, true, [this](size_t answered) {
+          joining_ = false;
+          if (answered > 0)
+            on_joined();
+          release_parked();
+        }),
+        kNever);
+}
+
+void Node::on_joined() {
+  ready_ = true;
+  bootstrap_.succeeded();
+  outcomes_.reset();
+  outcome_count_ = 0;
+  next_split_check_ = now_ + kSplitCheck;
+  for (size_t i = 0; i < tasks_.size(); ++i)
+    tasks_[i]->on_joined(now_, wall_);
+}
+
+void Node::release_parked() {
+  for (auto& operation : std::exchange(parked_, {}))
+    launch(std::move(operation));
+}
+
+void Node::run_tick() {
+  next_tick_ = now_ + kTick;
+  storage_.expire(wall_);
+  tokens_.rotate_if_due(now_, rng_);
+  if (table_.size() > 0) {
+    std::vector<Endpoint> alive;
+    for (const Contact& contact : table_.closest(id_, kRememberedPeers))
+      alive.push_back(contact.endpoint);
+    bootstrap_.remember(std::move(alive));
+  }
+  if (const auto stale = table_.stalest(now_ - kProbeAfter))
+    begin(std::make_unique<PingOperation>(*stale, [](const PingResult&) {}), kNever);
+  if (const auto target = table_.refresh_target(now_ - kRefreshAfter, now_, rng_))
+    begin(std::make_unique<LookupOperation>(*target, id_, false, nullptr), kNever);
+}
+
+} // namespace lah::dht

@@ -1,0 +1,204 @@
+#include "dht/operation.hpp"
+
+#include <algorithm>
+
+namespace lah::dht {
+namespace {
+// A replica may hold at most Limits::kRecordsPerKey records; one that goes on longer is lying.
+constexpr size_t kPagesPerReplica = 1024;
+} // namespace
+
+// --- LookupOperation -----------------------------------------------------------------------------
+
+LookupOperation::LookupOperation(const Id& target, const Id& own, bool patient, Done done)
+    : lookup_(target, own, patient), done_(std::move(done)) {}
+
+void LookupOperation::start(OperationHost& host, const std::vector<Contact>& near) {
+  for (const Contact& contact : near)
+    lookup_.add(contact);
+  pump(host);
+}
+
+void LookupOperation::pump(OperationHost& host) {
+  while (const auto contact = lookup_.next())
+    host.request(id, *contact, FindRequest{{lookup_.target()}, wants_records()});
+}
+
+void LookupOperation::on_answer(OperationHost& host, const SentRequest& request,
+                                const Header& header, const Reply& reply) {
+  const Contact& from = request.to;
+  const auto* find = std::get_if<FindReply>(&reply);
+  if (find == nullptr || find->entries.size() != 1) {
+    LookupOperation::on_failed(host, request);
+    return;
+  }
+  ++answered_;
+  lookup_.answered(from.id, header.token.value_or(Token{}));
+  for (const Contact& contact : find->entries[0].contacts)
+    if (is_sendable(contact.endpoint) &&
+        (from.endpoint.is_loopback() || !contact.endpoint.is_loopback()))
+      lookup_.add(contact);
+  on_found(host, from, find->entries[0]);
+  pump(host);
+}
+
+void LookupOperation::on_overdue(OperationHost& host, const SentRequest& request) {
+  if (request.kind != MessageKind::kFind)
+    return;
+  lookup_.overdue(request.to.id);
+  pump(host);
+}
+
+void LookupOperation::on_failed(OperationHost& host, const SentRequest& request) {
+  lookup_.failed(request.to.id);
+  pump(host);
+}
+
+void LookupOperation::complete(OperationHost&) {
+  if (done_)
+    done_(answered_);
+}
+
+// --- GetOperation --------------------------------------------------------------------------------
+
+GetOperation::GetOperation(const Id& key, const Id& own, std::vector<Record> local, Done done)
+    : LookupOperation(key, own, false, nullptr), done_(std::move(done)) {
+  for (Record& record : local)
+    found_.emplace(record.owner, std::move(record));
+}
+
+void GetOperation::accept(OperationHost& host, const std::vector<Record>& records) {
+  for (Record record : records) {
+    record.key = lookup_.target();
+    const auto held = found_.find(record.owner);
+    if (held != found_.end() && held->second.seq >= record.seq)
+      continue;
+    if (held == found_.end() && found_.size() >= Limits::kRecordsPerKey)
+      continue;
+    const WallMs wall = host.wall_ms();
+    if (record.expiry_ms <= wall || record.expiry_ms > wall + Limits::kRecordLifetimeMs ||
+        !host.verify(record))
+      continue;
+    found_.insert_or_assign(record.owner, std::move(record));
+  }
+}
+
+void GetOperation::ask_page(OperationHost& host, const Contact& from,
+                            const std::vector<Record>& records) {
+  if (++pages_asked_[from.key] > kPagesPerReplica)
+    return;
+  PageRequest page{lookup_.target(), std::nullopt};
+  if (!records.empty())
+    page.after = records.back().owner;
+  ++pages_owed_;
+  host.request(id, from, page);
+}
+
+void GetOperation::on_found(OperationHost& host, const Contact& from,
+                            const FindReply::Entry& entry) {
+  accept(host, entry.records);
+  if (entry.more)
+    ask_page(host, from, entry.records);
+}
+
+void GetOperation::on_answer(OperationHost& host, const SentRequest& request, const Header& header,
+                             const Reply& reply) {
+  if (request.kind != MessageKind::kGetPage) {
+    LookupOperation::on_answer(host, request, header, reply);
+    return;
+  }
+  --pages_owed_;
+  const auto* page = std::get_if<PageReply>(&reply);
+  if (page == nullptr)
+    return;
+  accept(host, page->records);
+  if (page->more && !page->records.empty())
+    ask_page(host, request.to, page->records);
+}
+
+void GetOperation::on_failed(OperationHost& host, const SentRequest& request) {
+  if (request.kind == MessageKind::kGetPage)
+    --pages_owed_;
+  else
+    LookupOperation::on_failed(host, request);
+}
+
+void GetOperation::complete(OperationHost& host) {
+  GetResult result{{}, answered_, finished()};
+  for (auto& [owner, record] : found_)
+    if (record.expiry_ms > host.wall_ms())
+      result.records.push_back(std::move(record));
+  done_(std::move(result));
+}
+
+// --- StoreOperation ------------------------------------------------------------------------------
+
+StoreOperation::StoreOperation(Record record, const Id& own, Done done)
+    : LookupOperation(record.key, own, true, nullptr), record_(std::move(record)),
+      done_(std::move(done)) {}
+
+void StoreOperation::start(OperationHost& host, const std::vector<Contact>& near) {
+  LookupOperation::start(host, near);
+  store_if_found(host);
+}
+
+void StoreOperation::store_if_found(OperationHost& host) {
+  if (storing_ || !lookup_.finished())
+    return;
+  storing_ = true;
+  for (const Lookup::Found& found : lookup_.closest()) {
+    ++waiting_;
+    host.request(id, found.contact, StoreRequest{{record_}});
+  }
+}
+
+void StoreOperation::on_answer(OperationHost& host, const SentRequest& request,
+                               const Header& header, const Reply& reply) {
+  if (request.kind != MessageKind::kStore) {
+    LookupOperation::on_answer(host, request, header, reply);
+    store_if_found(host);
+    return;
+  }
+  --waiting_;
+  const auto* store = std::get_if<StoreReply>(&reply);
+  if (store == nullptr || store->outcomes.size() != 1)
+    return;
+  const StoreReply::Outcome& outcome = store->outcomes[0];
+  if (is_held(outcome.verdict))
+    ++result_.replicas;
+  else if (outcome.verdict == Verdict::kStale)
+    result_.newest_seq = std::max(result_.newest_seq, outcome.seq);
+}
+
+void StoreOperation::on_failed(OperationHost& host, const SentRequest& request) {
+  if (request.kind == MessageKind::kStore) {
+    --waiting_;
+    return;
+  }
+  LookupOperation::on_failed(host, request);
+  store_if_found(host);
+}
+
+void StoreOperation::complete(OperationHost&) {
+  result_.complete = finished();
+  done_(result_);
+}
+
+// --- PingOperation -------------------------------------------------------------------------------
+
+void PingOperation::start(OperationHost& host, const std::vector<Contact>&) {
+  host.request(id, to_, PingRequest{});
+}
+
+void PingOperation::on_answer(OperationHost& host, const SentRequest& request, const Header&,
+                              const Reply& reply) {
+  if (std::holds_alternative<PingReply>(reply))
+    result_.rtt = host.now() - request.sent_at;
+  finished_ = true;
+}
+
+void PingOperation::complete(OperationHost&) {
+  done_(result_);
+}
+
+} // namespace lah::dht

@@ -1,0 +1,155 @@
+#pragma once
+
+#include <functional>
+#include <map>
+
+#include "dht/lookup.hpp"
+#include "dht/message.hpp"
+#include "dht/pending.hpp"
+
+namespace lah::dht {
+
+struct GetResult {
+  std::vector<Record> records; // live, verified, one per owner, tombstones included; by owner
+  size_t answered = 0;         // nodes that answered
+  bool complete = false;       // false if the deadline came first
+};
+
+struct StoreResult {
+  size_t replicas = 0;     // other nodes that hold the record now
+  uint64_t newest_seq = 0; // the highest seq any of them held, if ours was stale; else 0
+  bool complete = false;
+};
+
+struct PingResult {
+  Duration rtt = -1; // negative: no answer
+};
+
+// What an operation may do to its node.
+class OperationHost {
+public:
+  virtual ~OperationHost() = default;
+  virtual void request(OpId op, const Contact& to, Request body) = 0;
+  virtual bool verify(const Record& record) = 0;
+  virtual WallMs wall_ms() const = 0;
+  virtual Time now() const = 0;
+};
+
+// Something a node does over several round trips.
+class Operation {
+public:
+  virtual ~Operation() = default;
+  // Where in the key space the operation works; none for those that know whom to ask.
+  virtual std::optional<Id> target() const { return std::nullopt; }
+  // `near`: the closest contacts known to target().
+  virtual void start(OperationHost& host, const std::vector<Contact>& near) = 0;
+  virtual void on_answer(OperationHost& host, const SentRequest& request, const Header& header,
+                         const Reply& reply) = 0;
+  virtual void on_overdue(OperationHost& host, const SentRequest& request) = 0;
+  virtual void on_failed(OperationHost& host, const SentRequest& request) = 0;
+  virtual bool finished() const = 0;
+  // Tells the caller; called once, finished or not.
+  virtual void complete(OperationHost& host) = 0;
+
+  OpId id = 0;
+  Time deadline = kNever;
+};
+
+// Finds the nodes closest to a key. Base of everything that needs them.
+class LookupOperation : public Operation {
+public:
+  using Done = std::function<void(size_t answered)>;
+  LookupOperation(const Id& target, const Id& own, bool patient, Done done);
+
+  std::optional<Id> target() const override { return lookup_.target(); }
+  void start(OperationHost& host, const std::vector<Contact>& near) override;
+  void on_answer(OperationHost& host, const SentRequest& request, const Header& header,
+                 const Reply& reply) override;
+  void on_overdue(OperationHost& host, const SentRequest& request) override;
+  void on_failed(OperationHost& host, const SentRequest& request) override;
+  bool finished() const override { return lookup_.finished(); }
+  void complete(OperationHost& host) override;
+
+protected:
+  virtual bool wants_records() const { return false; }
+  virtual void on_found(OperationHost&, const Contact&, const FindReply::Entry&) {}
+  void pump(OperationHost& host);
+
+  Lookup lookup_;
+  size_t answered_ = 0;
+
+private:
+  Done done_;
+};
+
+// Collects the records under a key from every replica.
+class GetOperation final : public LookupOperation {
+public:
+  using Done = std::function<void(GetResult)>;
+  GetOperation(const Id& key, const Id& own, std::vector<Record> local, Done done);
+
+  void on_answer(OperationHost& host, const SentRequest& request, const Header& header,
+                 const Reply& reply) override;
+  void on_failed(OperationHost& host, const SentRequest& request) override;
+  bool finished() const override { return pages_owed_ == 0 && LookupOperation::finished(); }
+  void complete(OperationHost& host) override;
+
+protected:
+  bool wants_records() const override { return true; }
+  void on_found(OperationHost& host, const Contact& from, const FindReply::Entry& entry) override;
+
+private:
+  void accept(OperationHost& host, const std::vector<Record>& records);
+  void ask_page(OperationHost& host, const Contact& from, const std::vector<Record>& records);
+
+  std::map<PublicKey, Record> found_;
+  std::map<PublicKey, size_t> pages_asked_; // of each replica
+  size_t pages_owed_ = 0;
+  Done done_;
+};
+
+// Stores one record at the nodes closest to its key.
+class StoreOperation final : public LookupOperation {
+public:
+  using Done = std::function<void(StoreResult)>;
+  StoreOperation(Record record, const Id& own, Done done);
+
+  void start(OperationHost& host, const std::vector<Contact>& near) override;
+  void on_answer(OperationHost& host, const SentRequest& request, const Header& header,
+                 const Reply& reply) override;
+  void on_failed(OperationHost& host, const SentRequest& request) override;
+  bool finished() const override { return storing_ && waiting_ == 0; }
+  void complete(OperationHost& host) override;
+
+private:
+  void store_if_found(OperationHost& host);
+
+  Record record_;
+  bool storing_ = false;
+  size_t waiting_ = 0;
+  StoreResult result_;
+  Done done_;
+};
+
+// One PING.
+class PingOperation final : public Operation {
+public:
+  using Done = std::function<void(PingResult)>;
+  PingOperation(const Contact& to, Done done) : to_(to), done_(std::move(done)) {}
+
+  void start(OperationHost& host, const std::vector<Contact>& near) override;
+  void on_answer(OperationHost& host, const SentRequest& request, const Header& header,
+                 const Reply& reply) override;
+  void on_overdue(OperationHost&, const SentRequest&) override {}
+  void on_failed(OperationHost&, const SentRequest&) override { finished_ = true; }
+  bool finished() const override { return finished_; }
+  void complete(OperationHost& host) override;
+
+private:
+  Contact to_;
+  bool finished_ = false;
+  PingResult result_;
+  Done done_;
+};
+
+} // namespace lah::dht

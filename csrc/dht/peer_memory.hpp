@@ -1,0 +1,58 @@
+#pragma once
+
+#include <unordered_map>
+
+#include "base/limits.hpp"
+#include "dht/rtt.hpp"
+#include "dht/token.hpp"
+
+namespace lah::dht {
+
+// What is worth remembering about peers, in the routing table or not: how long their answers take,
+// and the token they gave us.
+class PeerMemory {
+public:
+  Duration rto(const PublicKey& peer) const {
+    const auto found = peers_.find(peer);
+    return found != peers_.end() && found->second.rtt.known() ? found->second.rtt.rto()
+                                                              : network_.rto();
+  }
+  void answered(const PublicKey& peer, Duration rtt, bool retransmitted) {
+    State& state = at(peer);
+    if (retransmitted) {
+      state.rtt.back_off();
+      return;
+    }
+    state.rtt.sample(rtt);
+    network_.sample(rtt);
+  }
+  void remember(const PublicKey& peer, const Token& token) { at(peer).token = token; }
+  std::optional<Token> token(const PublicKey& peer) const {
+    const auto found = peers_.find(peer);
+    return found == peers_.end() ? std::nullopt : found->second.token;
+  }
+
+private:
+  struct State {
+    RttEstimator rtt;
+    std::optional<Token> token;
+  };
+  struct KeyHash {
+    size_t operator()(const PublicKey& key) const noexcept {
+      size_t value = 0;
+      std::memcpy(&value, key.data() + 8, sizeof(value));
+      return value;
+    }
+  };
+
+  State& at(const PublicKey& peer) {
+    if (peers_.size() >= Limits::kPeerMemory && !peers_.contains(peer))
+      peers_.clear(); // all of it can be learnt again within one round trip
+    return peers_[peer];
+  }
+
+  std::unordered_map<PublicKey, State, KeyHash> peers_;
+  NetworkRtt network_;
+};
+
+} // namespace lah::dht

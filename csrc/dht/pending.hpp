@@ -1,0 +1,53 @@
+#pragma once
+
+#include <optional>
+#include <set>
+#include <unordered_map>
+#include <vector>
+
+#include "base/time.hpp"
+#include "dht/message.hpp"
+
+namespace lah::dht {
+
+using OpId = uint64_t;
+
+// A peer must be silent for four timeouts before it counts as failed, and never for less than this:
+// a process on a busy machine may wait that long for its turn.
+inline constexpr Duration kHardTimeoutMin = milliseconds(250);
+
+struct SentRequest {
+  uint64_t txid;
+  OpId op;
+  Contact to;
+  MessageKind kind;
+  Buffer datagram; // as sent, so that sending it again costs no cipher
+  Time sent_at;
+  Time soft_at = 0;
+  Time hard_at = 0;
+  bool retransmitted = false;
+};
+
+// Requests in flight. Each passes two deadlines: at `soft_at` it is sent once more and its lookup
+// goes on without it; at `hard_at` the peer has failed.
+class PendingRequests {
+public:
+  void add(SentRequest request, Duration rto);
+  // The request this reply answers: same txid, same peer, same address, same kind.
+  std::optional<SentRequest> take(uint64_t txid, const PublicKey& from, const Endpoint& endpoint,
+                              MessageKind kind);
+
+  struct Due {
+    std::vector<SentRequest> overdue; // to be sent again
+    std::vector<SentRequest> failed;
+  };
+  Due due(Time now);
+  Time next_deadline() const;
+  size_t size() const { return requests_.size(); }
+
+private:
+  std::unordered_map<uint64_t, SentRequest> requests_;
+  std::set<std::pair<Time, uint64_t>> deadlines_;
+};
+
+} // namespace lah::dht

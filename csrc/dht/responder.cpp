@@ -1,0 +1,110 @@
+#include "dht/responder.hpp"
+
+#include <algorithm>
+
+#include "crypto/sealed_packet.hpp"
+
+namespace lah::dht {
+namespace {
+
+size_t take(size_t& budget, size_t bytes) {
+  bytes = std::min(budget, bytes);
+  budget -= bytes;
+  return bytes;
+}
+
+size_t wire_bytes(const Contact& contact) {
+  return contact.endpoint.is_v4() ? 40 + 6 + 2 : 40 + 18 + 2;
+}
+
+// Contacts that fit `budget`, which shrinks by what they cost.
+std::vector<Contact> fit(std::vector<Contact> contacts, size_t& budget) {
+  size_t count = 0;
+  while (count < contacts.size() && wire_bytes(contacts[count]) <= budget)
+    budget -= wire_bytes(contacts[count++]);
+  contacts.resize(count);
+  return contacts;
+}
+
+std::vector<Record> copies(const std::vector<const Record*>& records) {
+  std::vector<Record> result;
+  for (const Record* record : records)
+    result.push_back(*record);
+  return result;
+}
+
+} // namespace
+
+Reply Responder::answer(const Asker& asker, const Request& request, size_t request_bytes,
+                        WallMs wall) {
+  size_t datagram = Limits::kDatagramBytes;
+  if (!asker.proven)
+    datagram = std::min(datagram, Limits::kAmplification * request_bytes);
+  const size_t budget =
+      datagram - std::min(datagram, crypto::kPacketOverhead); // plaintext of the reply
+  if (const auto* find_request = std::get_if<FindRequest>(&request))
+    return find(asker, *find_request, budget, wall);
+  if (const auto* store_request = std::get_if<StoreRequest>(&request))
+    return store(asker, *store_request, wall);
+  if (const auto* page_request = std::get_if<PageRequest>(&request))
+    return page(*page_request, budget, wall);
+  return ping(asker);
+}
+
+PingReply Responder::ping(const Asker& asker) const {
+  return {asker.contact.endpoint};
+}
+
+FindReply Responder::find(const Asker& asker, const FindRequest& request, size_t budget,
+                          WallMs wall) const {
+  FindReply reply{asker.contact.endpoint, {}};
+  take(budget, kFindReplyWireBytes + request.keys.size() * kFindEntryWireBytes);
+  for (size_t i = 0; i < request.keys.size(); ++i) {
+    FindReply::Entry entry;
+    size_t share = budget / (request.keys.size() - i);
+    budget -= share;
+    std::vector<Contact> near = table_.closest(request.keys[i], Limits::kFindContacts + 1);
+    std::erase_if(near, [&](const Contact& contact) { return contact.id == asker.contact.id; });
+    near.resize(std::min(near.size(), Limits::kFindContacts));
+    if (request.want_records) {
+      // A holder of records is near the key already: half as many contacts are enough there.
+      size_t reserved = 0;
+      for (size_t n = 0; n < std::min(near.size(), Limits::kReplicas); ++n)
+        reserved += wire_bytes(near[n]);
+      const size_t room = share - std::min(share, reserved);
+      const Storage::Page first =
+          storage_.page(request.keys[i], nullptr, wall, room, kRecordWireOverhead);
+      entry.records = copies(first.records);
+      entry.more = first.more;
+      for (const Record& record : entry.records)
+        take(share, record.payload.size() + kRecordWireOverhead);
+    }
+    entry.contacts = fit(std::move(near), share);
+    budget += share;
+    reply.entries.push_back(std::move(entry));
+  }
+  return reply;
+}
+
+StoreReply Responder::store(const Asker& asker, const StoreRequest& request, WallMs wall) {
+  StoreReply reply;
+  for (const Record& record : request.records) {
+    if (!asker.proven) {
+      reply.outcomes.push_back({Verdict::kBadToken, 0});
+      continue;
+    }
+    const Storage::PutResult put = storage_.put(record, wall, verifier_);
+    reply.outcomes.push_back({put.verdict, put.seq});
+  }
+  return reply;
+}
+
+PageReply Responder::page(const PageRequest& request, size_t budget, WallMs wall) const {
+  take(budget, kPageWireBytes);
+  const Storage::Page page =
+      storage_.page(request.key, request.after ? &*request.after : nullptr, wall, budget,
+                    kRecordWireOverhead);
+  return {copies(page.records), page.more};
+}
+
+} // namespace lah::dht

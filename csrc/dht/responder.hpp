@@ -1,0 +1,35 @@
+#pragma once
+
+#include "dht/message.hpp"
+#include "dht/routing_table.hpp"
+#include "dht/storage.hpp"
+
+namespace lah::dht {
+
+// Answers the requests of other nodes from what this node knows. Never asks anything itself.
+class Responder {
+public:
+  Responder(Storage& storage, const RoutingTable& table, RecordVerifier& verifier)
+      : storage_(storage), table_(table), verifier_(verifier) {}
+
+  struct Asker {
+    Contact contact;
+    bool proven; // its request carried a token of ours
+  };
+
+  // `request_bytes` is the datagram's size: an unproven asker gets at most
+  // Limits::kAmplification times as much back.
+  Reply answer(const Asker& asker, const Request& request, size_t request_bytes, WallMs wall);
+
+private:
+  PingReply ping(const Asker& asker) const;
+  FindReply find(const Asker& asker, const FindRequest& request, size_t budget, WallMs wall) const;
+  StoreReply store(const Asker& asker, const StoreRequest& request, WallMs wall);
+  PageReply page(const PageRequest& request, size_t budget, WallMs wall) const;
+
+  Storage& storage_;
+  const RoutingTable& table_;
+  RecordVerifier& verifier_;
+};
+
+} // namespace lah::dht
