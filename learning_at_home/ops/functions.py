@@ -50,8 +50,8 @@ def route_grid(
 
     Expert (i1, ..., id) of `grid` has the flat, row-major id e and the score s1[i1] + s2[i2] + ... + sd[id],
     where s1, ..., sd are consecutive slices of a token's logits (product keys: Lample et al. 2019; as a grid
-    of experts: Ryabinin & Gusev 2020). The search is exact: for one axis and small grids dense, else by the
-    threshold rule (Fagin et al. 2001) over prefixes and last coordinates.
+    of experts: Ryabinin & Gusev 2020). The search is exact at any depth, by
+    the threshold rule (Fagin et al. 2001): best prefixes first, until no further one can matter.
 
     An expert is void for a token, and never chosen, if it is dead or its score is NaN or infinite. Ties go to
     the lower id.

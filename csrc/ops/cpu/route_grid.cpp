@@ -4,9 +4,6 @@
 namespace lah::ops::cpu {
 namespace {
 
-constexpr int64_t kDenseExperts =
-    512; // up to here, scoring all experts costs less than the threshold rule
-
 template <class real> struct Scored {
   real score;
   int64_t id;
@@ -134,11 +131,13 @@ LAH_INLINE void choose_by_threshold(GridScores<real>& scores, int64_t beam, Tour
   }
 }
 
+// One axis: there are no rows to rule out, and k tournaments cost less than scanning for what
+// enters the k best.
 template <class real>
-LAH_INLINE void choose_dense(GridScores<real>& scores, int64_t experts, int64_t k,
-                             Tournament<real>& order, Best<real>& best) {
+LAH_INLINE void choose_from_axis(GridScores<real>& scores, int64_t k, Tournament<real>& order,
+                                 Best<real>& best) {
   scores.fill_sum();
-  order.start(scores.sum.data(), experts);
+  order.start(scores.sum.data(), scores.columns);
   for (int64_t j = 0; j < k; ++j)
     best.set(j, order.pop());
 }
@@ -182,9 +181,8 @@ template <class real> LAH_INLINE real log_sum_exp(const GridScores<real>& scores
 
 template <class real>
 LAH_MULTIVERSION void route_range(const RouteGridArgs& a, int64_t begin, int64_t end) {
-  const bool dense = a.grid.dims == 1 || (a.grid.experts <= kDenseExperts && a.beam == 0);
   GridScores<real> scores(a.grid, a.alive);
-  Tournament<real> order(dense ? a.grid.experts : scores.rows);
+  Tournament<real> order(a.grid.dims == 1 ? scores.columns : scores.rows);
   Best<real> best(a.k);
   auto* probability = static_cast<real*>(a.tile_probability);
   if (probability != nullptr)
@@ -201,8 +199,8 @@ LAH_MULTIVERSION void route_range(const RouteGridArgs& a, int64_t begin, int64_t
       for (int64_t e = 0; probability != nullptr && e < a.grid.experts; ++e)
         probability[e] += exp_negative(scores.sum[e] - lse);
     }
-    if (dense)
-      choose_dense(scores, a.grid.experts, a.k, order, best);
+    if (a.grid.dims == 1)
+      choose_from_axis(scores, a.k, order, best);
     else
       choose_by_threshold(scores, a.beam, order, best);
     for (int64_t j = 0; j < a.k; ++j) {
