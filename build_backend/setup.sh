@@ -76,7 +76,7 @@ system_packages() {
         [ -n "$wanted" ] || return 0
     fi
     say "run: system packages are missing (Debian's names: ${wanted% }). Install them, then run this again:" >&2
-    if has apt-get; then say "  sudo apt-get install -y $wanted" >&2; else cat build_backend/system_packages.txt >&2; fi
+    if has apt-get; then say "  sudo apt-get install -y ${wanted% }" >&2; else cat build_backend/system_packages.txt >&2; fi
     exit 3
 }
 
