@@ -102,7 +102,8 @@ class Run:
     def train(self, display: Display) -> None:
         """All steps, with the death of a server after one third and its return after two."""
         kill_at, return_at = self.steps // 3, 2 * self.steps // 3
-        evaluate_every = max(1, self.steps // 15)
+        evaluate_every = max(1, self.steps // 30)
+        self._evaluate(0)
         for step in range(self.steps):
             if step == kill_at:
                 self._event(display, step, f"server {VICTIM} killed", "SIGKILL; its {} experts are lost")
@@ -115,9 +116,9 @@ class Run:
             self._step()
             if (step + 1) % evaluate_every == 0:
                 self._evaluate(step + 1)
-            latest = self.history.accuracy[-1][1] if self.history.accuracy else float("nan")
+            history = self.history
             display.step(
-                step + 1, self.history.loss[-1], latest, self.history.alive[-1], sum(self.history.failed)
+                step + 1, history.loss[-1], history.accuracy[-1][1], history.alive[-1], sum(history.failed)
             )
 
     def finish(self) -> float:
