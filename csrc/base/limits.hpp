@@ -27,7 +27,7 @@ struct Limits {
   static constexpr size_t kStoredRecords = 65536;
   static constexpr size_t kStoredBytes = size_t{64} << 20;
   static constexpr size_t kRecordsPerKey = 4096;
-  static constexpr size_t kRecordsPerOwner = 512;
+  static constexpr size_t kRecordsPerOwner = 4096; // bare uids take one record each
   static constexpr uint64_t kRecordLifetimeMs = 600'000;
   static constexpr size_t kSealKeyCache = 8192;
   static constexpr size_t kAmplification = 3; // reply bytes per request byte to an unproven address
