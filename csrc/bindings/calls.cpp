@@ -165,12 +165,7 @@ public:
     return static_cast<double>(*answer->round_trip) / 1e9;
   }
 
-  std::vector<py::bytes> take_recovered() {
-    std::vector<py::bytes> keys;
-    for (const auto& key : client().take_recovered())
-      keys.emplace_back(reinterpret_cast<const char*>(key.data()), key.size());
-    return keys;
-  }
+  std::vector<rpc::PeerId> down() { return client().down(); }
 
 private:
   net::CallClient& client() {
@@ -230,7 +225,7 @@ void bind_calls(py::module_& m) {
            py::arg("k") = 1, py::arg("tokens") = 0,
            py::arg("row_offsets") = std::vector<uint64_t>{0})
       .def("ping", &ClientCore::ping, py::arg("peer"), py::arg("timeout"))
-      .def("take_recovered", &ClientCore::take_recovered);
+      .def("down", &ClientCore::down);
 }
 
 } // namespace lah::bindings

@@ -11,8 +11,10 @@ CallClient::CallClient(NetThread& thread, ZmqContext& zmq, crypto::Identity iden
     : thread_(thread), zmq_(zmq), identity_(std::move(identity)),
       client_(*this, thread.rng(), {}, [this](rpc::PeerId peer, bool up) {
         const std::lock_guard lock(mutex_);
-        if (up && addresses_[peer - 1].key)
-          recovered_.push_back(*addresses_[peer - 1].key);
+        if (up)
+          down_.erase(peer);
+        else
+          down_.insert(peer);
       }) {
   thread_.run_and_wait([this] { thread_.add(*this); });
 }
@@ -103,9 +105,9 @@ void CallClient::ping(rpc::PeerId peer, Duration timeout, rpc::Client::PingDone 
   });
 }
 
-std::vector<crypto::PublicKey> CallClient::take_recovered() {
+std::vector<rpc::PeerId> CallClient::down() const {
   const std::lock_guard lock(mutex_);
-  return std::exchange(recovered_, {});
+  return {down_.begin(), down_.end()};
 }
 
 void CallClient::drain(Time now, rpc::PeerId peer, Connection& connection) {

@@ -22,8 +22,8 @@ public:
   void start(std::shared_ptr<CallGroup> group);
   void cancel(std::shared_ptr<CallGroup> group); // whatever of it is still open
   void ping(rpc::PeerId peer, Duration timeout, rpc::Client::PingDone done);
-  // Keys of the peers that answered again after they had been given up, since the last call.
-  std::vector<crypto::PublicKey> take_recovered();
+  // The peers that owe an answer and are silent, until they are heard again.
+  std::vector<rpc::PeerId> down() const;
 
   void on_ready(int fd, Time now) override;
   void on_timer(Time now) override;
@@ -51,10 +51,10 @@ private:
   crypto::Identity identity_;
   rpc::Client client_;
 
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::map<Address, rpc::PeerId> peers_;
   std::vector<Address> addresses_; // of peer i + 1
-  std::vector<crypto::PublicKey> recovered_;
+  std::set<rpc::PeerId> down_;
 
   std::map<rpc::PeerId, Connection> connections_;
   std::map<int, rpc::PeerId> descriptors_;

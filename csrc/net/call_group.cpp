@@ -18,9 +18,11 @@ CallGroup::CallGroup(std::vector<GroupedCall> calls) {
 bool CallGroup::Slot::on_result(const rpc::ResultMessage& result) {
   const std::lock_guard lock(group->mutex_);
   if (call.collect) {
+    if (result.tensors.size() != 1 || result.total_bytes > Limits::kDescriptionBytes)
+      return false;
     if (!group->closed_)
       collected.resize(result.total_bytes);
-    return result.tensors.size() == 1;
+    return true;
   }
   return std::equal(
       result.tensors.begin(), result.tensors.end(), call.outputs.begin(), call.outputs.end(),

@@ -33,7 +33,7 @@ RequestId Client::start(Time now, PeerId peer_id, OutgoingCall out, ReplySink& s
   call.out = std::move(out);
   call.timer = timers_.emplace(deadline, id);
   calls_.emplace(id, std::move(call));
-  if (peer.calls.empty()) {
+  if (peer.waiting_since == kNever) {
     peer.waiting_since = now;
     peer.next_ping = now + config_.ping_interval;
   }
@@ -156,8 +156,6 @@ void Client::finish(const RequestId& id, const Outcome& outcome) {
   Peer& peer = peers_[found->second.peer];
   peer.calls.erase(id);
   std::erase(peer.sending, id);
-  if (peer.calls.empty() && !peer.down)
-    peer.waiting_since = peer.next_ping = kNever;
   timers_.erase(found->second.timer);
   calls_.erase(found);
   sink->on_done(outcome);
@@ -303,20 +301,25 @@ void Client::on_timer(Time now) {
     check_peer(now, id, peer);
 }
 
+// A caller that gives up does not end the watch: a peer that owes an answer is pinged until it is
+// heard or down.
 void Client::check_peer(Time now, PeerId id, Peer& peer) {
   if (peer.next_ping > now)
     return;
-  if (!peer.calls.empty() && now - peer.waiting_since >= config_.silence) {
+  const bool silent = peer.waiting_since != kNever && now - peer.waiting_since >= config_.silence;
+  if (silent) {
     fail_peer(peer, {ErrorCode::kPeerUnreachable,
                      peer.heard == 0 ? "no connection within " + seconds_text(config_.silence)
                                      : "silent for " + seconds_text(now - peer.heard)});
-    if (!peer.down)
-      on_peer_(id, false);
-    peer.down = true;
+    peer.waiting_since = kNever;
     peer.probe_until = now + config_.probe_for;
+    if (!peer.down) {
+      peer.down = true;
+      on_peer_(id, false);
+    }
   }
   send_ping(now, id, peer);
-  if (!peer.calls.empty())
+  if (peer.waiting_since != kNever)
     peer.next_ping = std::min(now + config_.ping_interval, peer.waiting_since + config_.silence);
   else
     peer.next_ping = peer.probe_until > now ? now + config_.probe_interval : kNever;

@@ -93,7 +93,7 @@ private:
   };
   struct Peer {
     Time heard = 0;
-    Time waiting_since = kNever; // nothing heard since, although something is owed
+    Time waiting_since = kNever; // an answer is owed and nothing was heard since
     Time next_ping = kNever;
     Time probe_until = 0;
     bool down = false;

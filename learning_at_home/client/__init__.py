@@ -1,0 +1,1 @@
+"""The trainer's side: experts on other machines as modules, and the gate that chooses among them."""

@@ -1,0 +1,84 @@
+"""Which experts of a grid a trainer may choose right now: declared in the network, and not silent."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from learning_at_home import ops
+from learning_at_home.client.remote_expert import RemoteExpert
+from learning_at_home.client.transport import ExpertAddress, Transport
+
+if TYPE_CHECKING:
+    from learning_at_home.network import TesseractNetwork
+
+_POLL = 0.005  # seconds between looks at the map while waiting for it
+_SUSPECT_FOR = 60.0  # seconds: a record's lifetime; forgiven as soon as the server answers
+
+
+class AliveExperts:
+    """A view of the network's alive map that costs nothing while the map does not change.
+
+    The network refreshes the map in the background; servers that have fallen silent are left out at once and taken
+    back when they answer.
+    """
+
+    def __init__(self, network: TesseractNetwork, transport: Transport, prefix: str, grid: Sequence[int]):
+        self.network, self.transport = network, transport
+        self.prefix, self.grid = prefix, tuple(grid)
+        self.experts: dict[int, ExpertAddress] = {}
+        self.bitmap: Tensor = ops.alive_bitmap([], math.prod(self.grid))
+        self.keys: dict[int, bytes] = {}  # connection → public key
+        self._seen: tuple[int, frozenset[int]] = (-1, frozenset())
+        network.watch(prefix, self.grid)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> AliveExperts:
+        return AliveExperts(self.network, self.transport, self.prefix, self.grid)
+
+    def refresh(self) -> None:
+        """Take over what changed."""
+        version = self.network.alive_version(self.prefix, self.grid)
+        down = self.transport.down()
+        if (version, down) == self._seen:
+            return
+        self._tell_network(down)
+        version, entries = self.network.alive(self.prefix, self.grid)
+        self.experts = {}
+        for flat_id, uid, host, port, key, _boot_id in entries:
+            peer = self.transport.connect(host, port, key)
+            self.keys[peer] = key
+            if peer not in down:
+                self.experts[flat_id] = ExpertAddress(uid, peer, f"server {host}:{port}")
+        self.bitmap = ops.alive_bitmap(list(self.experts), math.prod(self.grid))
+        self._seen = (version, down)
+
+    def wait(self, count: int, timeout: float) -> bool:
+        """Wait until `count` experts are alive (0: until the network has answered once); False after `timeout` s."""
+        deadline = time.monotonic() + timeout
+        while True:
+            self.refresh()
+            if len(self.experts) >= count and self._seen[0] > 0:
+                return True
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_POLL)
+
+    def _tell_network(self, down: frozenset[int]) -> None:
+        """Another owner of the same coordinates shall be chosen while a server is silent."""
+        before = self._seen[1]
+        for peer in down - before:
+            if peer in self.keys:
+                self.network.suspect(self.keys[peer], _SUSPECT_FOR)
+        for peer in before - down:
+            if peer in self.keys:
+                self.network.forgive(self.keys[peer])
+
+    def expert(self, flat_id: int) -> RemoteExpert:
+        """The expert with this flat id, as a module of its own."""
+        address = self.experts[flat_id]
+        host, port = address.server.removeprefix("server ").rsplit(":", 1)
+        return RemoteExpert(address.uid, host, int(port), key=self.keys[address.peer])

@@ -1,0 +1,179 @@
+"""An expert on another machine as a module of this one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from learning_at_home import errors
+from learning_at_home.client.transport import (
+    BACKWARD,
+    FORWARD,
+    ExpertAddress,
+    ExpertCall,
+    Transport,
+    get_transport,
+)
+from learning_at_home.nested import nested_compare, nested_flatten, nested_pack
+from learning_at_home.schema import BatchTensorProto, ExpertSchema
+
+
+class RemoteExpert(nn.Module):
+    """Calls one expert; differentiable. The server recomputes the forward pass in the backward and steps its optimizer.
+
+    Args:
+        uid: the expert's name on its server.
+        host, port: the server's TCP address.
+        key: the server's 32-byte public key; None asks the server (trust on first use).
+        insecure: connect without encryption.
+        forward_timeout, backward_timeout: seconds, 30 by default. A call ends by then, whatever happens.
+
+    Raises (from calls): a subclass of `errors.LearningAtHomeError` naming server, uid and phase.
+    """
+
+    def __init__(
+        self,
+        uid: str,
+        host: str = "127.0.0.1",
+        port: int = 8080,
+        *,
+        key: bytes | None = None,
+        insecure: bool = False,
+        forward_timeout: float = 30.0,
+        backward_timeout: float = 30.0,
+    ):
+        super().__init__()
+        self.uid, self.host, self.port = uid, host, port
+        self.key, self.insecure = key, insecure
+        self.forward_timeout, self.backward_timeout = forward_timeout, backward_timeout
+        self._transport: Transport | None = None
+
+    @property
+    def transport(self) -> Transport:
+        """The process's connections; taken at the first use."""
+        if self._transport is None:
+            self._transport = get_transport()
+        return self._transport
+
+    @property
+    def address(self) -> ExpertAddress:
+        """The expert's connection."""
+        peer = self.transport.connect(self.host, self.port, self.key, self.insecure)
+        return ExpertAddress(self.uid, peer, f"server {self.host}:{self.port}")
+
+    @property
+    def schema(self) -> ExpertSchema:
+        """What the expert takes and gives; asked once, then remembered."""
+        return self.transport.schema(self.address, self.forward_timeout)
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The same in the original's terms: forward_schema, outputs_schema, keyword_names."""
+        schema = self.schema
+        return {
+            "forward_schema": (schema.args, schema.kwargs),
+            "outputs_schema": schema.outputs,
+            "keyword_names": sorted(schema.kwargs),
+        }
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the expert on batch-first tensors (any device) and return what it returns, on the first input's device.
+
+        Raises:
+            SchemaMismatch (a TypeError): structure, dtype or shape differ from the expert's schema.
+            ExpertError: the expert's code raised; its traceback is the cause.
+            DeadlineExceeded, PeerUnreachable, ExpertNotFound, Overloaded, ...
+        """
+        schema = self.schema
+        inputs = check_inputs(self.uid, schema, args, kwargs)
+        device = inputs[0].device
+        dummy = torch.empty(0, requires_grad=True)  # keeps the node in the graph whatever the inputs need
+        outputs = _RemoteCall.apply(dummy, self, schema, *[tensor.cpu() for tensor in inputs])
+        return nested_pack([tensor.to(device) for tensor in outputs], schema.outputs)
+
+    def extra_repr(self) -> str:
+        return f"uid={self.uid!r}, host={self.host!r}, port={self.port}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_transport": None}  # connections are made anew where it is loaded
+
+
+def check_inputs(uid: str, schema: ExpertSchema, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Return the flat inputs in the schema's order and dtype, or raise SchemaMismatch saying what differs."""
+    if not nested_compare(schema.args, args) or not nested_compare(schema.kwargs, kwargs):
+        raise errors.SchemaMismatch(
+            f"expert '{uid}': expected arguments {_shown(schema.args)} and keywords {_shown(schema.kwargs)}, "
+            f"got {_shown(args)} and {_shown(kwargs)}"
+        )
+    protos = schema.inputs_flat
+    inputs = [*nested_flatten(args), *nested_flatten(kwargs)]
+    for i, (proto, tensor) in enumerate(zip(protos, inputs, strict=True)):
+        if not isinstance(tensor, Tensor):
+            raise errors.SchemaMismatch(f"expert '{uid}': input {i}: expected a tensor, got {type(tensor).__name__}")
+        if torch.is_autocast_enabled(tensor.device.type) and tensor.is_floating_point():
+            inputs[i] = tensor = tensor.to(proto.dtype)
+        if not proto.fits(tensor):
+            got = BatchTensorProto.from_tensor(tensor) if tensor.dim() else tensor.dtype
+            raise errors.SchemaMismatch(f"expert '{uid}': input {i}: expected {proto}, got {got}")
+        if len(tensor) != len(inputs[0]):
+            raise errors.SchemaMismatch(
+                f"expert '{uid}': input {i}: expected {len(inputs[0])} rows as in input 0, got {len(tensor)}"
+            )
+    return inputs
+
+
+class _RemoteCall(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, _dummy: Tensor, expert: RemoteExpert, schema: ExpertSchema, *inputs: Tensor) -> Any:
+        ctx.expert, ctx.schema, ctx.training = expert, schema, expert.training
+        ctx.save_for_backward(*inputs)
+        rows = len(inputs[0])
+        outputs = [proto.make_empty(rows) for proto in schema.outputs_flat]
+        contiguous = [tensor.detach().contiguous() for tensor in inputs]
+        if rows > 0:
+            call = ExpertCall(expert.address, FORWARD, contiguous, outputs, ctx.training)
+            _run(expert, call, expert.forward_timeout)
+        ctx.mark_non_differentiable(*[tensor for tensor in outputs if not tensor.is_floating_point()])
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor | None) -> Any:
+        inputs = [tensor.detach().contiguous() for tensor in ctx.saved_tensors]
+        grads = [torch.zeros_like(tensor) for tensor in inputs if tensor.is_floating_point()]
+        if len(inputs[0]) > 0:
+            sent = output_grads(ctx.schema, grad_outputs, len(inputs[0]))
+            call = ExpertCall(ctx.expert.address, BACKWARD, [*inputs, *sent], grads, ctx.training)
+            _run(ctx.expert, call, ctx.expert.backward_timeout)
+        given = iter(grads)
+        return (None, None, None, *(next(given) if tensor.is_floating_point() else None for tensor in inputs))
+
+
+def output_grads(schema: ExpertSchema, grads: tuple[Tensor | None, ...], rows: int) -> list[Tensor]:
+    """The gradients that a backward call sends: one for each floating output, zeros where there is none."""
+    return [
+        torch.zeros(rows, *proto.instance_size, dtype=proto.dtype)
+        if grad is None
+        else grad.to(proto.dtype).contiguous()
+        for proto, grad in zip(schema.outputs_flat, grads, strict=True)
+        if proto.dtype.is_floating_point
+    ]
+
+
+def _run(expert: RemoteExpert, call: ExpertCall, timeout: float) -> None:
+    (outcome,) = expert.transport.call_many([call], timeout)
+    if outcome.error is not None:
+        raise outcome.error
+
+
+def _shown(structure: Any) -> str:
+    if isinstance(structure, dict):
+        return "{" + ", ".join(f"{key}: {_shown(item)}" for key, item in structure.items()) + "}"
+    if isinstance(structure, (list, tuple)):
+        return "(" + ", ".join(_shown(item) for item in structure) + ")"
+    if isinstance(structure, Tensor):
+        return f"{str(structure.dtype).removeprefix('torch.')}{list(structure.shape)}"
+    return str(structure)

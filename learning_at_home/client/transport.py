@@ -1,0 +1,198 @@
+"""Expert calls from Python: connections, the calls themselves, and what is known of experts and peers."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from learning_at_home import errors
+from learning_at_home._net_thread import get_net_thread
+from learning_at_home.schema import DTYPE_CODES, ExpertSchema
+
+FORWARD, BACKWARD, INFO = 1, 2, 3  # csrc/rpc/message.hpp: Method
+
+_lock = threading.Lock()
+_current: tuple[int, weakref.ref[Transport]] | None = None
+
+
+@dataclass(frozen=True)
+class ExpertAddress:
+    """Where an expert is served: uid, connection, and the text that names its server in errors."""
+
+    uid: str
+    peer: int
+    server: str
+
+
+@dataclass
+class ExpertCall:
+    """One call. Inputs and outputs are contiguous CPU tensors; outputs are filled in place."""
+
+    address: ExpertAddress
+    method: int
+    inputs: Sequence[torch.Tensor]
+    outputs: Sequence[torch.Tensor]
+    training: bool = True
+
+
+@dataclass
+class CallOutcome:
+    """How a call ended. Times in seconds."""
+
+    error: errors.LearningAtHomeError | None
+    queue_time: float
+    service_time: float
+    batch_rows: int
+    description: bytes
+
+    @property
+    def ok(self) -> bool:
+        return self.error is None
+
+
+@dataclass(frozen=True)
+class Quorum:
+    """When to stop waiting: `timeout_after_k_min` seconds after each token has `k_min` answers or cannot get them.
+
+    source: int32 [rows], t * k + j of each row of the calls laid end to end. row_offsets: one more than calls.
+    """
+
+    k_min: int
+    timeout_after_k_min: float
+    source: torch.Tensor
+    k: int
+    tokens: int
+    row_offsets: Sequence[int]
+
+
+class Transport:
+    """All connections of this process to expert servers. Shared by every module; get it from `get_transport()`."""
+
+    def __init__(self) -> None:
+        from learning_at_home import _core
+
+        self._core = _core.ClientCore(get_net_thread(), os.urandom(32))
+        self._schemas: dict[tuple[int, str], ExpertSchema] = {}
+        self._keys: dict[tuple[str, int], bytes] = {}
+        self._lent: list[tuple[Any, Any]] = []  # tensors that frames still point into
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Transport:
+        return self  # a connection cannot be copied, and need not be
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Transport holds open connections and cannot be pickled; save the module's state_dict")
+
+    def connect(self, host: str, port: int, key: bytes | None = None, insecure: bool = False) -> int:
+        """Return the connection to a server, made in the background.
+
+        Args:
+            host, port: its TCP address; a name is resolved here.
+            key: the server's 32-byte public key. None asks the server for it (trust on first use): a signed
+                answer over UDP on the same port number.
+            insecure: connect without encryption, to servers that listen so.
+
+        Raises:
+            InvalidArgument: the host does not resolve. PeerUnreachable: no answer to the question for the key.
+        """
+        ip = resolve(host)
+        if key is None and not insecure:
+            key = self._keys.get((ip, port)) or self._ask_key(ip, port)
+        return int(self._core.connect(ip, port, key))
+
+    def _ask_key(self, ip: str, port: int, timeout: float = 5.0) -> bytes:
+        from learning_at_home import _core
+
+        key = _core.hello(get_net_thread(), ip, port, timeout)
+        if key is None:
+            raise errors.PeerUnreachable(f"server {ip}:{port}: no answer on UDP port {port} within {timeout} s")
+        self._keys[ip, port] = key
+        return bytes(key)
+
+    def schema(self, address: ExpertAddress, timeout: float) -> ExpertSchema:
+        """Ask a server once what an expert takes and gives. Raises the typed error of the call."""
+        known = self._schemas.get((address.peer, address.uid))
+        if known is None:
+            (outcome,) = self.call_many([ExpertCall(address, INFO, (), ())], timeout)
+            if outcome.error is not None:
+                raise outcome.error
+            try:
+                known = ExpertSchema.from_json(outcome.description.rstrip(b"\0"))
+            except ValueError as error:
+                raise errors.ProtocolError(f"expert '{address.uid}' on {address.server}: {error}") from error
+            self._schemas[address.peer, address.uid] = known
+        return known
+
+    def call_many(
+        self, calls: Sequence[ExpertCall], timeout: float, quorum: Quorum | None = None
+    ) -> list[CallOutcome]:
+        """Run calls side by side; returns by `timeout` (s) with one outcome each, in order. Never raises for them.
+
+        Outputs of failed calls hold garbage. After it returns no output is written any more.
+        """
+        self._lent = [(lease, kept) for lease, kept in self._lent if lease.busy]
+        specs = [
+            (call.address.peer, call.address.uid, call.method, call.training, _specs(call.inputs), _specs(call.outputs))
+            for call in calls
+        ]
+        extra: tuple[Any, ...] = ()
+        if quorum is not None:
+            extra = (
+                quorum.k_min,
+                quorum.timeout_after_k_min,
+                quorum.source.data_ptr(),
+                quorum.k,
+                quorum.tokens,
+                list(quorum.row_offsets),
+            )
+        outcomes, lease = self._core.call_many(specs, timeout, *extra)
+        if lease.busy:
+            self._lent.append((lease, [call.inputs for call in calls]))
+        return [_outcome(call, raw) for call, raw in zip(calls, outcomes, strict=True)]
+
+    def ping(self, peer: int, timeout: float) -> float | None:
+        """Round trip in seconds of a ping that the server's network thread answers; None if there was no answer."""
+        return self._core.ping(peer, timeout)
+
+    def down(self) -> frozenset[int]:
+        """Connections whose servers owe an answer and are silent. They leave the set as soon as they answer."""
+        return frozenset(self._core.down())
+
+
+def get_transport() -> Transport:
+    """Return this process's transport, making it if there is none. Hold the result to keep its connections."""
+    global _current  # noqa: PLW0603 - one set of connections per process is the point
+    with _lock:
+        transport = _current[1]() if _current is not None and _current[0] == os.getpid() else None
+        if transport is None:
+            transport = Transport()
+            _current = (os.getpid(), weakref.ref(transport))
+        return transport
+
+
+def resolve(host: str) -> str:
+    """Return the first IP address of a host name. Raises InvalidArgument naming the host."""
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError as error:
+        raise errors.InvalidArgument(f"host: cannot resolve {host!r}: {error}") from error
+
+
+def _specs(tensors: Sequence[torch.Tensor]) -> list[tuple[int, int, tuple[int, ...]]]:
+    return [(tensor.data_ptr(), DTYPE_CODES[tensor.dtype], tuple(tensor.shape)) for tensor in tensors]
+
+
+def _outcome(call: ExpertCall, raw: tuple[Any, ...]) -> CallOutcome:
+    code, message, detail, retry_after_ms, queue_us, service_us, batch_rows, description = raw
+    error = None
+    if code != errors.OK:
+        phase = {FORWARD: "forward", BACKWARD: "backward", INFO: "info"}[call.method]
+        context = f"{phase} of expert '{call.address.uid}' on {call.address.server}"
+        error = errors.make_error(code, message, detail, retry_after_ms, context)
+    return CallOutcome(error, queue_us / 1e6, service_us / 1e6, batch_rows, description)

@@ -1,0 +1,159 @@
+"""One expert on its server: its module, its optimizer, and how a batch goes through them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from learning_at_home.errors import InvalidArgument
+from learning_at_home.nested import nested_compare, nested_flatten, nested_map, nested_pack
+from learning_at_home.runtime.task_pool import TaskPool
+from learning_at_home.schema import DUMMY_BATCH_SIZE, BatchTensorProto, ExpertSchema, TensorProto
+
+
+class ExpertBackend:
+    """Serves a module. Each aggregated batch of backward requests is one optimizer step (asynchronous SGD,
+    Ryabinin & Gusev 2020); the forward pass is recomputed there, so nothing is kept between calls.
+
+    Args:
+        name: the expert's uid: `prefix(.int)*`, at most 128 bytes, e.g. "expert.3.14".
+        expert: any `nn.Module`, also scripted. Batch-first tensors in, nested structure of tensors out.
+        opt: its optimizer; it takes one step per backward batch, on the sum of the gradients.
+        args_schema, kwargs_schema: nested structures of `BatchTensorProto`; at least one tensor in all.
+        outputs_schema: the same for the outputs; None finds it out by one forward pass of 3 rows.
+        **task_pool_kwargs: `max_batch_size`, `min_batch_size`, `timeout`, `pool_size` of both pools.
+
+    Raises:
+        InvalidArgument: a name or schema that cannot be served.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        expert: nn.Module,
+        opt: torch.optim.Optimizer,
+        *,
+        args_schema: Sequence[Any] | None = None,
+        kwargs_schema: dict[str, Any] | None = None,
+        outputs_schema: Any = None,
+        **task_pool_kwargs: Any,
+    ):
+        check_uid(name)
+        self.name, self.expert, self.opt = name, expert, opt
+        self.args_schema = _as_args(args_schema)
+        self.kwargs_schema: dict[str, Any] = dict(kwargs_schema or {})
+        flat_inputs = [*nested_flatten(self.args_schema), *nested_flatten(self.kwargs_schema)]
+        if not flat_inputs or not all(isinstance(proto, TensorProto) for proto in flat_inputs):
+            raise InvalidArgument(
+                f"expert '{name}': args_schema, kwargs_schema: expected at least one BatchTensorProto, got {flat_inputs}"
+            )
+        self.outputs_schema = self._find_outputs() if outputs_schema is None else outputs_schema
+        self.updates = 0  # optimizer steps so far
+        self.forward_pool, self.backward_pool = self._make_pools(task_pool_kwargs)
+
+    @property
+    def schema(self) -> ExpertSchema:
+        """What callers must know."""
+        return ExpertSchema(
+            self.args_schema, self.kwargs_schema, self.outputs_schema, self.forward_pool.max_batch_size
+        )
+
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
+        """Run a batch without gradients. Flat inputs in schema order (args, then kwargs by name), flat outputs."""
+        with torch.no_grad():
+            outputs = self._run(inputs)
+        return [tensor.detach() for tensor in outputs]
+
+    def backward(self, *inputs_and_grads: Tensor) -> list[Tensor]:
+        """Recompute a batch, backpropagate, step the optimizer once.
+
+        Takes the flat inputs and a gradient for each floating output; returns a gradient for each floating input,
+        zeros where the expert does not depend on it.
+        """
+        count = len(self.schema.inputs_flat)
+        inputs = [
+            tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in inputs_and_grads[:count]
+        ]
+        with torch.enable_grad():
+            outputs = [tensor for tensor in self._run(inputs) if tensor.is_floating_point()]
+            pairs = [
+                (output, grad)
+                for output, grad in zip(outputs, inputs_and_grads[count:], strict=True)
+                if output.requires_grad
+            ]
+            if pairs:
+                torch.autograd.backward(*map(list, zip(*pairs, strict=True)))
+        self.apply_gradients()
+        return [
+            torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+            for tensor in inputs
+            if tensor.is_floating_point()
+        ]
+
+    def apply_gradients(self) -> None:
+        """Step the optimizer and clear the gradients. Override it for clipping or accumulation."""
+        self.opt.step()
+        self.opt.zero_grad()
+        self.updates += 1
+
+    def get_info(self) -> dict[str, Any]:
+        """The original's description of an expert."""
+        return {
+            "forward_schema": (self.args_schema, self.kwargs_schema),
+            "outputs_schema": self.outputs_schema,
+            "keyword_names": sorted(self.kwargs_schema),
+        }
+
+    def get_pools(self) -> tuple[TaskPool, TaskPool]:
+        """The forward and the backward pool."""
+        return self.forward_pool, self.backward_pool
+
+    def _run(self, flat: Sequence[Tensor]) -> list[Tensor]:
+        args, kwargs = nested_pack(flat, (self.args_schema, self.kwargs_schema))
+        outputs = self.expert(*args, **kwargs)
+        if hasattr(self, "outputs_schema") and not nested_compare(self.outputs_schema, outputs):
+            raise TypeError(
+                f"expert '{self.name}' returned another structure than its outputs_schema {self.outputs_schema}"
+            )
+        return list(nested_flatten(outputs))
+
+    def _find_outputs(self) -> Any:
+        device = next((p.device for p in self.expert.parameters()), torch.device("cpu"))
+        args, kwargs = nested_map(
+            lambda proto: torch.zeros(DUMMY_BATCH_SIZE, *proto.instance_size, dtype=proto.dtype, device=device),
+            (self.args_schema, self.kwargs_schema),
+        )
+        was_training = self.expert.training
+        self.expert.eval()  # one pass of zeros must not touch running statistics
+        with torch.no_grad():
+            outputs = self.expert(*args, **kwargs)
+        self.expert.train(was_training)
+        return nested_map(BatchTensorProto.from_tensor, outputs)
+
+    def _make_pools(self, kwargs: dict[str, Any]) -> tuple[TaskPool, TaskPool]:
+        inputs = [*nested_flatten(self.args_schema), *nested_flatten(self.kwargs_schema)]
+        outputs = list(nested_flatten(self.outputs_schema))
+        floating_inputs = [proto for proto in inputs if proto.dtype.is_floating_point]
+        floating_outputs = [proto for proto in outputs if proto.dtype.is_floating_point]
+        forward = TaskPool(self.forward, inputs, outputs, uid=self.name, **kwargs)
+        backward = TaskPool(self.backward, [*inputs, *floating_outputs], floating_inputs, uid=self.name, **kwargs)
+        return forward, backward
+
+
+def check_uid(uid: str) -> None:
+    """Raise InvalidArgument unless uid is `prefix(.int)*`, without leading zeros, at most 128 bytes."""
+    prefix, *coordinates = uid.split(".") if isinstance(uid, str) else [""]
+    good = prefix and len(uid.encode()) <= 128 and not any(c.isspace() for c in uid)
+    if not good or not all(c.isascii() and c.isdigit() and str(int(c)) == c for c in coordinates):
+        raise InvalidArgument(
+            f"uid: expected a prefix and coordinates like 'expert.3.14' (at most 128 bytes, no leading zeros), got {uid!r}"
+        )
+
+
+def _as_args(schema: Any) -> tuple[Any, ...]:
+    if schema is None:
+        return ()
+    return (schema,) if isinstance(schema, TensorProto) else tuple(schema)

@@ -1,0 +1,1 @@
+"""A server of experts: listens, computes, and tells the network what it serves."""

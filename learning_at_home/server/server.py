@@ -1,0 +1,179 @@
+"""`TesseractServer`: experts on this machine, for trainers anywhere."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import secrets
+import threading
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from learning_at_home._net_thread import get_net_thread
+from learning_at_home.client.transport import resolve
+from learning_at_home.errors import InvalidArgument
+from learning_at_home.runtime.expert_backend import ExpertBackend
+from learning_at_home.runtime.runtime import TesseractRuntime
+
+if TYPE_CHECKING:
+    from learning_at_home.network import TesseractNetwork
+
+logger = logging.getLogger(__name__)
+
+_PORT_TRIES = 20  # port 0: TCP picks one, whose UDP twin may be taken
+
+
+class TesseractServer:
+    """Serves experts over ZeroMQ with CURVE encryption, and declares them in the network every `update_period`.
+
+    One process, one network thread, one runtime thread. Use it as ``with server:``, call ``start(block=False)``, or
+    ``start()`` / ``start=True`` to serve until Ctrl-C: the first lets the running batch finish, a second one leaves at once.
+
+    Args:
+        network: where to declare the experts; it is started if it was not. None serves without declaring: callers
+            then need host and port.
+        expert_backends: uid → `ExpertBackend`.
+        addr: the address to listen on and to announce. A wildcard ("0.0.0.0") needs `announce`.
+        port: TCP, and UDP for callers that ask for the server's key; 0 picks one (see the `port` attribute).
+        update_period: seconds between declarations; they expire after three periods.
+        announce: the address that trainers are told, where it differs from `addr`.
+        insecure: listen without encryption; loopback addresses only.
+        start: start and block, as in the original.
+        conn_handler_processes: accepted for compatibility: one network thread serves every connection.
+        **runtime_kwargs: of `TesseractRuntime`, e.g. `device`.
+
+    Raises:
+        InvalidArgument: an address, port or backend that cannot be served.
+    """
+
+    def __init__(
+        self,
+        network: TesseractNetwork | None,
+        expert_backends: dict[str, ExpertBackend],
+        addr: str = "127.0.0.1",
+        port: int = 8080,
+        conn_handler_processes: int = 1,
+        update_period: float = 20.0,
+        start: bool = False,
+        *,
+        announce: str | None = None,
+        insecure: bool = False,
+        **runtime_kwargs: Any,
+    ):
+        if not 0 <= port <= 65535:
+            raise InvalidArgument(f"port: expected 0 to 65535, got {port}")
+        if update_period <= 0 or update_period > 200:
+            raise InvalidArgument(f"update_period: expected seconds above 0 and at most 200, got {update_period}")
+        self.addr = resolve(addr)
+        address = ipaddress.ip_address(self.addr)
+        if address.is_unspecified and announce is None and network is not None:
+            raise InvalidArgument(f"announce: needed with addr={addr!r}, so that trainers know where to call")
+        if insecure and not address.is_loopback:
+            raise InvalidArgument(f"insecure: only loopback addresses may go unencrypted, got addr={addr!r}")
+        self.announce = resolve(announce) if announce is not None else self.addr
+        self.network, self.insecure, self.update_period = network, insecure, update_period
+        self.boot_id = secrets.randbits(63) | 1
+        self.port = port
+        self.runtime = TesseractRuntime(expert_backends, **runtime_kwargs)
+        self._seed = network.identity if network is not None else os.urandom(32)
+        self._hello: Any = None
+        self._running = False
+        self._closed = False
+        if start:
+            self.start()
+
+    @property
+    def experts(self) -> dict[str, ExpertBackend]:
+        """What is served: uid → backend."""
+        return self.runtime.expert_backends
+
+    def start(self, block: bool = True) -> None:
+        """Listen, declare, compute. With `block`, return only after Ctrl-C or `shutdown()` from another thread."""
+        if self._closed:
+            raise RuntimeError("this server was shut down; make a new one")
+        if not self._running:
+            self._listen()
+            self.runtime.start()
+            self._running = True
+            self._declare()
+        if block:
+            self._serve_until_interrupted()
+
+    def shutdown(self, timeout: float | None = None) -> bool:
+        """Withdraw the declaration, refuse what waits, finish the running batch, free the port.
+
+        Returns True if the running batch ended within `timeout` seconds. Safe to call twice.
+        """
+        if self._closed:
+            return True
+        self._closed = True
+        if self._running and self.network is not None:
+            self.network.undeclare_experts(timeout=1.0)
+        ended = self.runtime.shutdown(timeout)
+        self.runtime.core.close()
+        if self._hello is not None:
+            self._hello.close()
+        self._running = False
+        return ended
+
+    def counters(self) -> dict[str, int]:
+        """Totals since the start: requests, batches, rows, expired, failed, refused, bad_frames, python_entries."""
+        return dict(self.runtime.core.counters())
+
+    def __enter__(self) -> TesseractServer:
+        self.start(block=False)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+    def _listen(self) -> None:
+        wanted = self.port
+        for attempt in range(_PORT_TRIES):
+            self.port = self._listen_tcp(wanted)
+            try:
+                self._hello = self._answer_hello()
+                return
+            except InvalidArgument:
+                self.runtime.core.unlisten()
+                if wanted != 0 or attempt + 1 == _PORT_TRIES:
+                    raise
+
+    def _listen_tcp(self, port: int) -> int:
+        thread = get_net_thread()
+        encrypted = not self.insecure
+        return int(self.runtime.core.listen(thread, self._seed, self.addr, port, encrypted, self.boot_id))
+
+    def _answer_hello(self) -> Any:
+        from learning_at_home import _core
+
+        return _core.HelloResponder(get_net_thread(), self._seed, self.addr, self.port)
+
+    def _declare(self) -> None:
+        if self.network is None:
+            return
+        if not self.network.is_running:
+            self.network.start()
+        hashes = {uid: backend.schema.hash() for uid, backend in self.experts.items()}
+        self.network.declare_experts(
+            list(self.experts),
+            self.announce,
+            self.port,
+            schema_hashes=hashes,
+            boot_id=self.boot_id,
+            update_period=self.update_period,
+        )
+
+    def _serve_until_interrupted(self) -> None:
+        wake = threading.Event()
+        try:
+            while self._running:
+                wake.wait(0.2)
+        except KeyboardInterrupt:
+            logger.info("interrupted: finishing the running batch (interrupt again to leave at once)")
+            self.shutdown()
+            time.sleep(0)  # lets a second interrupt through here rather than in the caller

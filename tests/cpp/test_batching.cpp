@@ -1,0 +1,281 @@
+#include <gtest/gtest.h>
+
+#include "batching/batcher.hpp"
+#include "batching/byte_pool.hpp"
+
+namespace lah::batching {
+namespace {
+
+class ManualClock final : public Clock {
+public:
+  Time now() const override { return now_; }
+  WallMs wall_ms() const override { return 0; }
+  Time now_ = kSecond;
+};
+
+struct Answers final : ReplyPort {
+  struct Answer {
+    rpc::CallKey key;
+    std::optional<rpc::OutgoingResult> result;
+    Error error;
+  };
+  std::vector<Answer> list;
+  void reply(const rpc::CallKey& key, rpc::OutgoingResult result) override {
+    list.push_back({key, std::move(result), {}});
+  }
+  void fail(const rpc::CallKey& key, const Error& error) override {
+    list.push_back({key, std::nullopt, error});
+  }
+};
+
+struct BatchingTest : testing::Test {
+  BatchingTest() {
+    add_pool("a", 8);
+    add_pool("b", 8);
+    batcher.connect(&answers);
+  }
+
+  void add_pool(const std::string& uid, uint64_t max_rows, uint64_t min_rows = 1,
+                Duration wait = 0) {
+    PoolSpec spec;
+    spec.uid = uid;
+    spec.inputs = {{rpc::DType::kFloat32, {4}}, {rpc::DType::kInt64, {}}};
+    spec.outputs = {{rpc::DType::kFloat32, {4}}};
+    spec.max_batch_rows = max_rows;
+    spec.min_batch_rows = min_rows;
+    spec.min_batch_wait = wait;
+    batcher.add_pool(spec);
+  }
+
+  rpc::Call header(const std::string& uid, uint64_t rows, bool training = true) {
+    rpc::Call call;
+    call.uid = uid;
+    call.training = training;
+    call.tensors = {TensorSpec{rpc::DType::kFloat32, {4}}.meta(rows),
+                    TensorSpec{rpc::DType::kInt64, {}}.meta(rows)};
+    call.total_bytes = rpc::stream_bytes(call.tensors);
+    return call;
+  }
+
+  // Every float of the request is `value`, every integer `value` too.
+  rpc::CallKey submit(const std::string& uid, uint64_t rows, float value, bool training = true,
+                      Duration deadline = 10 * kSecond) {
+    rpc::IncomingCall call;
+    call.header = header(uid, rows, training);
+    call.pool = *batcher.admit(call.header);
+    call.key = {1, {static_cast<uint8_t>(++submitted)}};
+    call.arrived = clock.now_;
+    call.deadline = clock.now_ + deadline;
+    call.buffer = bytes.allocate(call.header.total_bytes);
+    auto* floats = reinterpret_cast<float*>(call.buffer.get());
+    for (uint64_t i = 0; i < rows * 4; ++i)
+      floats[i] = value;
+    auto* integers = reinterpret_cast<int64_t*>(call.buffer.get() + align_up(rows * 16));
+    for (uint64_t i = 0; i < rows; ++i)
+      integers[i] = static_cast<int64_t>(value);
+    call.bytes = {call.buffer.get(), call.header.total_bytes};
+    const rpc::CallKey key = call.key;
+    batcher.submit(std::move(call));
+    ++clock.now_;
+    return key;
+  }
+
+  Taken take(Batch& batch) { return batcher.take(slab, clock.now_, batch, needed); }
+
+  ManualClock clock;
+  BytePool bytes{1 << 20};
+  Answers answers;
+  Batcher batcher{clock, bytes};
+  alignas(kTensorAlign) std::array<std::byte, 4096> slab{};
+  size_t needed = 0;
+  int submitted = 0;
+};
+
+TEST_F(BatchingTest, RequestsOfOnePoolBecomeOneContiguousBatch) {
+  submit("a", 2, 1);
+  submit("b", 1, 9);
+  submit("a", 3, 2);
+  Batch batch;
+  ASSERT_EQ(take(batch), Taken::kBatch);
+  EXPECT_EQ(batch.pool, 0u); // the oldest request is there
+  EXPECT_EQ(batch.rows, 5u);
+  const auto* floats = reinterpret_cast<const float*>(slab.data() + batch.offsets[0]);
+  const auto* integers = reinterpret_cast<const int64_t*>(slab.data() + batch.offsets[1]);
+  EXPECT_EQ(batch.offsets[1] % kTensorAlign, 0u);
+  for (size_t row = 0; row < 5; ++row) {
+    EXPECT_EQ(floats[row * 4 + 3], row < 2 ? 1.0f : 2.0f);
+    EXPECT_EQ(integers[row], row < 2 ? 1 : 2);
+  }
+}
+
+TEST_F(BatchingTest, ResultsGoBackRowByRow) {
+  const rpc::CallKey first = submit("a", 2, 1);
+  const rpc::CallKey second = submit("a", 1, 2);
+  Batch batch;
+  ASSERT_EQ(take(batch), Taken::kBatch);
+  const std::array<float, 12> out{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
+  batcher.finish(batch.id, {std::as_bytes(std::span(out))});
+  ASSERT_EQ(answers.list.size(), 2u);
+  EXPECT_EQ(answers.list[0].key, first);
+  EXPECT_EQ(answers.list[1].key, second);
+  const auto value = [&](size_t answer, size_t i) {
+    return reinterpret_cast<const float*>(answers.list[answer].result->bytes.get())[i];
+  };
+  EXPECT_EQ(value(0, 7), 7.0f);
+  EXPECT_EQ(value(1, 0), 8.0f);
+  EXPECT_EQ(answers.list[0].result->header.tensors[0].shape, (std::vector<uint64_t>{2, 4}));
+  EXPECT_EQ(answers.list[0].result->header.batch_rows, 3u);
+}
+
+TEST_F(BatchingTest, BatchesNeverExceedTheirLimit) { // the original overshoots by one request
+  submit("a", 5, 1);
+  submit("a", 4, 2);
+  submit("a", 4, 3);
+  Batch batch;
+  ASSERT_EQ(take(batch), Taken::kBatch);
+  EXPECT_EQ(batch.rows, 5u);
+  ASSERT_EQ(take(batch), Taken::kBatch);
+  EXPECT_EQ(batch.rows, 8u);
+  EXPECT_EQ(take(batch), Taken::kTimeout);
+}
+
+TEST_F(BatchingTest, OldestPoolGoesFirst) { // the original serves the newest first
+  submit("b", 1, 1);
+  submit("a", 1, 2);
+  submit("b", 1, 3);
+  Batch batch;
+  ASSERT_EQ(take(batch), Taken::kBatch);
+  EXPECT_EQ(batch.pool, 1u);
+  EXPECT_EQ(batch.rows, 2u);
+}
+
+TEST_F(BatchingTest, TrainingAndEvaluationNeverShareABatch) {
+  submit("a", 1, 1, true);
+  submit("a", 1, 2, false);
+  submit("a", 1, 3, true);
+  for (const bool training : {true, false, true}) {
+    Batch batch;
+    ASSERT_EQ(take(batch), Taken::kBatch);
+    EXPECT_EQ(batch.rows, 1u);
+    EXPECT_EQ(batch.training, training);
+  }
+}
+
+TEST_F(BatchingTest, ExpiredRequestsAreAnsweredAndNotComputed) {
+  const rpc::CallKey late = submit("a", 1, 1, true, 5);
+  submit("a", 1, 2);
+  clock.now_ += 10;
+  Batch batch;
+  ASSERT_EQ(take(batch), Taken::kBatch);
+  EXPECT_EQ(batch.rows, 1u);
+  ASSERT_EQ(answers.list.size(), 1u);
+  EXPECT_EQ(answers.list[0].key, late);
+  EXPECT_EQ(answers.list[0].error.code, ErrorCode::kDeadlineExceeded);
+}
+
+TEST_F(BatchingTest, SmallBatchesWaitForCompanyOnlySoLong) {
+  add_pool("c", 8, 4, 100);
+  submit("c", 1, 1);
+  Batch batch;
+  EXPECT_EQ(take(batch), Taken::kTimeout);
+  submit("c", 3, 1);
+  ASSERT_EQ(take(batch), Taken::kBatch);
+  EXPECT_EQ(batch.rows, 4u);
+  submit("c", 1, 1);
+  clock.now_ += 100;
+  ASSERT_EQ(take(batch), Taken::kBatch);
+  EXPECT_EQ(batch.rows, 1u);
+}
+
+TEST_F(BatchingTest, SchemaErrorsSayWhatWasExpectedAndWhatCame) {
+  const auto message = [&](rpc::Call call) {
+    const auto admitted = batcher.admit(call);
+    EXPECT_FALSE(admitted);
+    return admitted.error().message;
+  };
+  rpc::Call wrong = header("a", 2);
+  wrong.tensors.pop_back();
+  EXPECT_NE(message(wrong).find("expected 2 tensors, got 1"), std::string::npos);
+  wrong = header("a", 2);
+  wrong.tensors[0] = TensorSpec{rpc::DType::kFloat32, {5}}.meta(2);
+  EXPECT_NE(message(wrong).find("expected float32[*, 4], got float32[2, 5]"), std::string::npos);
+  wrong.tensors[0] = TensorSpec{rpc::DType::kFloat16, {4}}.meta(2);
+  EXPECT_NE(message(wrong).find("got float16[2, 4]"), std::string::npos);
+  wrong = header("a", 2);
+  wrong.tensors[1] = TensorSpec{rpc::DType::kInt64, {}}.meta(3);
+  EXPECT_NE(message(wrong).find("expected 2 rows"), std::string::npos);
+  wrong.tensors[0].shape.clear();
+  EXPECT_NE(message(wrong).find("got float32[]"), std::string::npos);
+  EXPECT_NE(message(header("a", 0)).find("expected 1 to 8 rows"), std::string::npos);
+  EXPECT_NE(message(header("a", 9)).find("expected 1 to 8 rows"), std::string::npos);
+  EXPECT_EQ(batcher.admit(header("z", 1)).error().code, ErrorCode::kExpertNotFound);
+}
+
+TEST_F(BatchingTest, AnErrorReachesEveryRequestOfItsBatchAndNoOther) {
+  submit("a", 1, 1);
+  submit("a", 1, 2);
+  submit("b", 1, 3);
+  Batch batch;
+  ASSERT_EQ(take(batch), Taken::kBatch);
+  batcher.fail(batch.id, {ErrorCode::kExpertError, "boom", "trace", 0});
+  ASSERT_EQ(answers.list.size(), 2u);
+  EXPECT_EQ(answers.list[1].error.detail, "trace");
+  ASSERT_EQ(take(batch), Taken::kBatch);
+  EXPECT_EQ(batch.pool, 1u);
+}
+
+TEST_F(BatchingTest, ASmallSlabKeepsTheBatchForALargerOne) {
+  submit("a", 8, 1);
+  Batch batch;
+  EXPECT_EQ(batcher.take(MutableByteView(slab).first(64), clock.now_, batch, needed),
+            Taken::kSlabTooSmall);
+  EXPECT_EQ(needed, 192u);
+  EXPECT_EQ(take(batch), Taken::kBatch);
+  EXPECT_EQ(batch.rows, 8u);
+}
+
+TEST_F(BatchingTest, CancelledRequestsLeaveTheQueue) {
+  const rpc::CallKey key = submit("a", 1, 1);
+  batcher.cancel(key);
+  ASSERT_EQ(answers.list.size(), 1u);
+  EXPECT_EQ(answers.list[0].error.code, ErrorCode::kCancelled);
+  Batch batch;
+  EXPECT_EQ(take(batch), Taken::kTimeout);
+}
+
+TEST_F(BatchingTest, StoppingAnswersEverybody) {
+  submit("a", 1, 1);
+  submit("b", 1, 1);
+  batcher.stop();
+  EXPECT_EQ(answers.list.size(), 2u);
+  Batch batch;
+  EXPECT_EQ(take(batch), Taken::kStopped);
+  EXPECT_EQ(batcher.admit(header("a", 1)).error().code, ErrorCode::kShuttingDown);
+}
+
+TEST_F(BatchingTest, FullQueuesRefuse) {
+  PoolSpec spec;
+  spec.uid = "tiny";
+  spec.inputs = {{rpc::DType::kFloat32, {4}}, {rpc::DType::kInt64, {}}};
+  spec.queue_limit = 1;
+  batcher.add_pool(spec);
+  submit("tiny", 1, 1);
+  const auto admitted = batcher.admit(header("tiny", 1));
+  ASSERT_FALSE(admitted);
+  EXPECT_EQ(admitted.error().code, ErrorCode::kOverloaded);
+  EXPECT_GT(admitted.error().retry_after_ms, 0u);
+}
+
+TEST(BytePool, RecyclesAndSurvivesItsOwnEnd) {
+  SharedBytes late;
+  {
+    BytePool pool(1 << 20);
+    std::byte* first = pool.allocate(100'000).get();
+    EXPECT_EQ(pool.allocate(90'000).get(), first); // same size class, still warm
+    late = pool.allocate(10);
+  }
+  late.reset();
+}
+
+} // namespace
+} // namespace lah::batching

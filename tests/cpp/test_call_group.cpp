@@ -1,0 +1,115 @@
+// Waiting for calls: all of them, or k_min answers per token.
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "net/call_group.hpp"
+#include "net/system.hpp"
+
+namespace lah::net {
+namespace {
+
+std::shared_ptr<CallGroup> group_of(size_t calls, std::vector<float>* out = nullptr) {
+  std::vector<GroupedCall> specs(calls);
+  if (out != nullptr)
+    for (size_t i = 0; i < calls; ++i)
+      specs[i].outputs = {{{rpc::DType::kFloat32, rpc::Codec::kRaw, {1}, 4},
+                           reinterpret_cast<std::byte*>(&(*out)[i])}};
+  return std::make_shared<CallGroup>(std::move(specs));
+}
+
+const rpc::Outcome kOk{};
+const rpc::Outcome kFailed{Error{ErrorCode::kPeerUnreachable, "gone"}};
+
+// Two tokens, k = 2: calls 0 and 1 hold a row of token 0, calls 1 and 2 a row of token 1.
+struct QuorumTest : testing::Test {
+  bool decided() { // without ever waiting for time to pass
+    return group->wait(clock, clock.now(), plan);
+  }
+  SystemClock clock;
+  std::shared_ptr<CallGroup> group = group_of(3);
+  const std::array<int32_t, 4> source{0, 1, 2, 3};
+  WaitPlan plan{1, 0, source.data(), 2, 2, {0, 1, 3, 4}};
+};
+
+TEST_F(QuorumTest, EveryTokenNeedsItsAnswers) {
+  EXPECT_FALSE(decided());
+  group->sink(0).on_done(kOk);
+  EXPECT_FALSE(decided()); // token 1 has none
+  group->sink(2).on_done(kOk);
+  EXPECT_TRUE(decided());
+}
+
+TEST_F(QuorumTest, ATokenThatCannotGetItsAnswersIsNotWaitedFor) {
+  group->sink(0).on_done(kOk);
+  group->sink(1).on_done(kFailed);
+  EXPECT_FALSE(decided());
+  group->sink(2).on_done(kFailed);
+  EXPECT_TRUE(decided());
+}
+
+TEST_F(QuorumTest, KMinOfTwoWaitsForBoth) {
+  plan.k_min = 2;
+  group->sink(1).on_done(kOk);
+  group->sink(0).on_done(kOk);
+  EXPECT_FALSE(decided());
+  group->sink(2).on_done(kFailed); // token 1 can only have one answer now
+  EXPECT_TRUE(decided());
+}
+
+TEST_F(QuorumTest, StragglersGetTheirTimeout) {
+  plan.timeout_after_k_min = 50 * kMillisecond;
+  group->sink(1).on_done(kOk); // an answer for each token
+  EXPECT_FALSE(decided());
+  const Time start = clock.now();
+  EXPECT_TRUE(group->wait(clock, clock.now() + 20 * kSecond, plan));
+  EXPECT_LT(clock.now() - start, 10 * kSecond);
+}
+
+TEST_F(QuorumTest, WithoutKMinEveryCallIsWaitedFor) {
+  plan.k_min = 0;
+  group->sink(0).on_done(kOk);
+  group->sink(1).on_done(kFailed);
+  EXPECT_FALSE(decided());
+  group->sink(2).on_done(kOk);
+  EXPECT_TRUE(decided());
+  EXPECT_EQ(group->outcome(1).error.code, ErrorCode::kPeerUnreachable);
+}
+
+TEST(CallGroup, ResultsOfOtherShapesAreRefused) {
+  std::vector<float> out(1, -1.0f);
+  const auto group = group_of(1, &out);
+  rpc::ResultMessage result;
+  result.tensors = {{rpc::DType::kFloat32, rpc::Codec::kRaw, {2}, 8}};
+  EXPECT_FALSE(group->sink(0).on_result(result));
+  result.tensors = {{rpc::DType::kInt32, rpc::Codec::kRaw, {1}, 4}};
+  EXPECT_FALSE(group->sink(0).on_result(result));
+  result.tensors = {};
+  EXPECT_FALSE(group->sink(0).on_result(result));
+  result.tensors = {{rpc::DType::kFloat32, rpc::Codec::kRaw, {1}, 4}};
+  EXPECT_TRUE(group->sink(0).on_result(result));
+}
+
+TEST(CallGroup, NothingIsWrittenOnceItIsClosed) {
+  std::vector<float> out(1, -1.0f);
+  const auto group = group_of(1, &out);
+  const std::array<float, 16> stream{5.0f};
+  std::atomic<bool> closed{false};
+  std::thread network([&] {
+    while (!closed.load())
+      group->sink(0).on_bytes(0, std::as_bytes(std::span(stream)));
+    for (int i = 0; i < 1000; ++i)
+      group->sink(0).on_bytes(0, std::as_bytes(std::span(stream)));
+  });
+  EXPECT_TRUE(group->close({ErrorCode::kCancelled, "enough"}));
+  out[0] = 7.0f;
+  closed = true;
+  network.join();
+  EXPECT_EQ(out[0], 7.0f);
+  EXPECT_EQ(group->outcome(0).error.code, ErrorCode::kCancelled);
+  group->sink(0).on_done(kOk); // late
+  EXPECT_EQ(group->outcome(0).error.code, ErrorCode::kCancelled);
+}
+
+} // namespace
+} // namespace lah::net
