@@ -28,9 +28,9 @@ Endpoint endpoint_from(const std::string& ip, int port, const char* argument) {
   if (!endpoint)
     raise_error({endpoint.error().code, std::string(argument) + ": " + endpoint.error().message});
   if (port < 0 || port > 65535)
-    raise_error({ErrorCode::kInvalidArgument,
-                 std::string(argument) + ": expected a port from 0 to 65535, got " +
-                     std::to_string(port)});
+    raise_error(
+        {ErrorCode::kInvalidArgument,
+         std::string(argument) + ": expected a port from 0 to 65535, got " + std::to_string(port)});
   Endpoint result = *endpoint;
   result.port = static_cast<uint16_t>(port);
   return result;
@@ -78,7 +78,8 @@ private:
   std::optional<T> value_;
 };
 
-// The newest alive map of a grid, handed from the network thread to Python.
+// The newest alive map of a grid, handed from the network thread to Python. Dies on either side: it
+// must hold nothing of Python's.
 class WatchedGrid {
 public:
   explicit WatchedGrid(dht::Grid grid) : grid(std::move(grid)) {}
@@ -94,13 +95,11 @@ public:
   }
   bool wait_for_version(uint64_t version, Duration timeout) {
     std::unique_lock lock(mutex_);
-    return changed_.wait_for(lock, std::chrono::nanoseconds(timeout), [&] {
-      return map_ != nullptr && map_->version >= version;
-    });
+    return changed_.wait_for(lock, std::chrono::nanoseconds(timeout),
+                             [&] { return map_ != nullptr && map_->version >= version; });
   }
 
   const dht::Grid grid;
-  py::object python_map; // of the version last asked for; guarded by the GIL
 
 private:
   std::mutex mutex_;
@@ -132,8 +131,7 @@ public:
           int port, const Peers& initial_peers, const std::string& network_id, bool client_mode)
       : thread_(thread), owner_(getpid()) {
     net::SystemRng rng;
-    const crypto::Identity identity =
-        seed ? identity_from(*seed) : crypto::Identity::generate(rng);
+    const crypto::Identity identity = seed ? identity_from(*seed) : crypto::Identity::generate(rng);
     dht::NodeConfig config{network_id, {}, client_mode};
     for (const auto& [ip, peer_port] : initial_peers)
       config.seeds.push_back(endpoint_from(ip, peer_port, "initial_peers"));
@@ -215,9 +213,9 @@ public:
   size_t store(const py::bytes& name, const py::bytes& value, double expiration, double timeout) {
     const std::string_view text = value;
     if (text.empty() || text.size() > Limits::kRecordPayloadBytes)
-      raise_error({ErrorCode::kInvalidArgument,
-                   "value: expected 1 to " + std::to_string(Limits::kRecordPayloadBytes) +
-                       " bytes, got " + std::to_string(text.size())});
+      raise_error({ErrorCode::kInvalidArgument, "value: expected 1 to " +
+                                                    std::to_string(Limits::kRecordPayloadBytes) +
+                                                    " bytes, got " + std::to_string(text.size())});
     if (!(expiration > 0) || expiration * 1e3 > double{Limits::kRecordLifetimeMs})
       raise_error({ErrorCode::kInvalidArgument,
                    "expiration: expected seconds above 0 and at most 600, got " +
@@ -246,9 +244,8 @@ public:
     const Duration allowed = seconds(timeout);
     post([served = served_from(uids, schema_hashes, addresses, tcp_port, boot_id, period, expiry),
           answer, allowed](auto& core, Time now, WallMs wall) {
-      auto started =
-          core.declarer.declare(now, wall, served, now + allowed,
-                                [answer](size_t replicas) { answer->set(replicas); });
+      auto started = core.declarer.declare(now, wall, served, now + allowed,
+                                           [answer](size_t replicas) { answer->set(replicas); });
       if (!started)
         answer->set(started.error());
     });
@@ -290,7 +287,7 @@ public:
     auto answer = std::make_shared<Answer<std::vector<bool>>>();
     const Duration allowed = seconds(timeout);
     post([parsed = parse_uids(prefixes, "prefixes"), answer, allowed](auto& core, Time now,
-                                                                     WallMs wall) {
+                                                                      WallMs wall) {
       core.search.active(now, wall, parsed, now + allowed,
                          [answer](std::vector<bool> active) { answer->set(std::move(active)); });
     });
@@ -303,41 +300,45 @@ public:
   }
 
   void watch(const std::string& prefix, const std::vector<int64_t>& grid, double period) {
-    std::shared_ptr<WatchedGrid>& watched = watched_[{prefix, grid}];
-    if (watched == nullptr)
-      watched = std::make_shared<WatchedGrid>(parse_grid(prefix, grid));
     const Duration every = seconds(period);
     if (every < 10 * kMillisecond)
       raise_error({ErrorCode::kInvalidArgument, "period: expected at least 0.01 seconds"});
-    post([watched, every](auto& core, Time now, WallMs) {
+    const std::shared_ptr<net::UdpDriver> held = driver();
+    auto found = watched_.find({prefix, grid});
+    if (found == watched_.end())
+      found = watched_.emplace(GridKey{prefix, grid}, Watched{parse_grid(prefix, grid)}).first;
+    const std::shared_ptr<WatchedGrid> watched = found->second.grid;
+    held->post([watched, every](auto& core, Time now, WallMs) {
       core.search.watch(now, watched->grid, every,
                         [watched](auto map) { watched->publish(std::move(map)); });
     });
   }
 
   py::tuple alive(const std::string& prefix, const std::vector<int64_t>& grid) {
-    WatchedGrid& watched = *watched_grid(prefix, grid);
-    const auto map = watched.map();
+    Watched& watched = find_watched(prefix, grid);
+    const auto map = watched.grid->map();
     if (map == nullptr)
       return py::make_tuple(0, py::tuple());
-    if (!watched.python_map || watched.python_map[py::int_(0)].cast<uint64_t>() != map->version)
-      watched.python_map = py::make_tuple(map->version, alive_tuple(watched.grid, *map));
+    if (!watched.python_map || watched.python_version != map->version) {
+      watched.python_map = py::make_tuple(map->version, alive_tuple(watched.grid->grid, *map));
+      watched.python_version = map->version;
+    }
     return watched.python_map;
   }
 
   uint64_t alive_version(const std::string& prefix, const std::vector<int64_t>& grid) {
-    const auto map = watched_grid(prefix, grid)->map();
+    const auto map = find_watched(prefix, grid).grid->map();
     return map == nullptr ? 0 : map->version;
   }
 
   size_t other_schemas(const std::string& prefix, const std::vector<int64_t>& grid) {
-    const auto map = watched_grid(prefix, grid)->map();
+    const auto map = find_watched(prefix, grid).grid->map();
     return map == nullptr ? 0 : map->other_schemas;
   }
 
   bool wait_alive(const std::string& prefix, const std::vector<int64_t>& grid, uint64_t version,
                   double timeout) {
-    const std::shared_ptr<WatchedGrid> watched = watched_grid(prefix, grid);
+    const std::shared_ptr<WatchedGrid> watched = find_watched(prefix, grid).grid;
     const Time until = clock_.now() + seconds(timeout);
     while (true) {
       {
@@ -444,9 +445,8 @@ private:
                                                 const char* argument) {
     if (uids.size() > Limits::kDeclaredExperts)
       raise_error({ErrorCode::kInvalidArgument,
-                   std::string(argument) + ": at most " +
-                       std::to_string(Limits::kDeclaredExperts) + " are allowed, got " +
-                       std::to_string(uids.size())});
+                   std::string(argument) + ": at most " + std::to_string(Limits::kDeclaredExperts) +
+                       " are allowed, got " + std::to_string(uids.size())});
     std::vector<dht::ExpertUid> parsed;
     for (const std::string& uid : uids) {
       Result<dht::ExpertUid> one = dht::parse_uid(uid);
@@ -457,8 +457,9 @@ private:
     return parsed;
   }
 
-  static dht::Grid parse_grid(const std::string& prefix, const std::vector<int64_t>& size) {
-    return value_or_raise(dht::Grid::make(prefix, size));
+  static std::shared_ptr<WatchedGrid> parse_grid(const std::string& prefix,
+                                                 const std::vector<int64_t>& size) {
+    return std::make_shared<WatchedGrid>(value_or_raise(dht::Grid::make(prefix, size)));
   }
 
   static Served served_from(const std::vector<std::string>& uids,
@@ -466,17 +467,17 @@ private:
                             const std::vector<std::string>& addresses, int tcp_port,
                             uint64_t boot_id, double period, double expiry) {
     if (schema_hashes.size() != uids.size())
-      raise_error({ErrorCode::kInvalidArgument,
-                   "schema_hashes: expected one for each of " + std::to_string(uids.size()) +
-                       " uids, got " + std::to_string(schema_hashes.size())});
+      raise_error({ErrorCode::kInvalidArgument, "schema_hashes: expected one for each of " +
+                                                    std::to_string(uids.size()) + " uids, got " +
+                                                    std::to_string(schema_hashes.size())});
     if (tcp_port < 1)
       raise_error({ErrorCode::kInvalidArgument,
                    "port: expected 1 to 65535, got " + std::to_string(tcp_port)});
     if (addresses.size() > Limits::kNodeAddresses)
-      raise_error({ErrorCode::kInvalidArgument,
-                   "addresses: at most " + std::to_string(Limits::kNodeAddresses) + " are allowed"});
-    if (!(period >= 0.01) || !(expiry > period) ||
-        expiry * 1e3 > double{Limits::kRecordLifetimeMs})
+      raise_error(
+          {ErrorCode::kInvalidArgument,
+           "addresses: at most " + std::to_string(Limits::kNodeAddresses) + " are allowed"});
+    if (!(period >= 0.01) || !(expiry > period) || expiry * 1e3 > double{Limits::kRecordLifetimeMs})
       raise_error({ErrorCode::kInvalidArgument,
                    "update_period, expiration: expected 0.01 <= period < expiration <= 600 "
                    "seconds, got " +
@@ -495,8 +496,14 @@ private:
     return served;
   }
 
-  std::shared_ptr<WatchedGrid> watched_grid(const std::string& prefix,
-                                            const std::vector<int64_t>& grid) {
+  // Guarded by the GIL.
+  struct Watched {
+    std::shared_ptr<WatchedGrid> grid;
+    uint64_t python_version = 0;
+    py::object python_map = {}; // that version, for callers that ask again
+  };
+
+  Watched& find_watched(const std::string& prefix, const std::vector<int64_t>& grid) {
     check_not_forked(owner_);
     const auto found = watched_.find({prefix, grid});
     if (found == watched_.end())
@@ -513,8 +520,8 @@ private:
   uint16_t port_ = 0;
   // Shared with callers in other threads that are inside a method while close() runs.
   std::shared_ptr<net::UdpDriver> driver_;
-  std::map<GridKey, std::shared_ptr<WatchedGrid>> watched_; // guarded by the GIL
-  uint64_t last_seq_ = 0;                                   // network thread only
+  std::map<GridKey, Watched> watched_;
+  uint64_t last_seq_ = 0; // network thread only
 };
 
 // --- HELLO ---------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@
 
 namespace lah::dht {
 
-// A grid of experts under one prefix, as a gate sees it: "ffn" with {8, 8} holds ffn.0.0 .. ffn.7.7.
+// A grid of experts under one prefix, as a gate sees it: "ffn" with {8, 8} holds ffn.0.0 ..
+// ffn.7.7.
 struct Grid {
   ExpertUid prefix; // a prefix that ends in numbers keeps them as leading coordinates
   std::vector<uint32_t> size;
@@ -30,9 +31,9 @@ struct AliveMap {
     uint32_t server;  // index into servers
     bool operator==(const Expert&) const = default;
   };
-  uint64_t version = 0;      // grows with every change
-  uint64_t schema_hash = 0;  // of the experts listed
-  size_t other_schemas = 0;  // alive experts left out, because most declare another schema
+  uint64_t version = 0;     // grows with every change
+  uint64_t schema_hash = 0; // of the experts listed
+  size_t other_schemas = 0; // alive experts left out, because most declare another schema
   std::vector<Server> servers;
   std::vector<Expert> experts; // by flat_id
 

@@ -85,8 +85,8 @@ void Declarer::undeclare(Time now, WallMs wall, Time deadline, Done done) {
 void Declarer::on_timer(Time now, WallMs wall) {
   if (now < next_refresh_)
     return;
-  const auto jitter = static_cast<Duration>(
-      node_.rng().below(static_cast<uint64_t>(served_.period) / 8 + 1));
+  const auto jitter =
+      static_cast<Duration>(node_.rng().below(static_cast<uint64_t>(served_.period) / 8 + 1));
   next_refresh_ = now + served_.period - jitter;
   std::map<Id, Buffer> round = declared_;
   round[server_key(node_.identity().public_key())] = server_payload();
@@ -117,12 +117,10 @@ void Declarer::pump(Time now, WallMs wall) {
     Waiting store = std::move(waiting_.front());
     waiting_.pop_front();
     ++in_flight_;
-    Record record =
-        node_.sign(store.key, next_seq(wall), wall + served_.expiry_ms, store.payload);
-    node_.start_store(now, wall, std::move(record), rounds_[store.round].deadline,
-                      [this, store = std::move(store)](const StoreResult& result) {
-                        on_stored(store, result);
-                      });
+    Record record = node_.sign(store.key, next_seq(wall), wall + served_.expiry_ms, store.payload);
+    node_.start_store(
+        now, wall, std::move(record), rounds_[store.round].deadline,
+        [this, store = std::move(store)](const StoreResult& result) { on_stored(store, result); });
   }
 }
 

@@ -13,8 +13,7 @@ template <class Visit> void for_each_group(const PrefixReader::Owner& owner, Vis
   if (first == nullptr)
     return;
   for (const auto& [number, part] : owner.parts)
-    if (number < first->declaration.parts &&
-        part.declaration.boot_id == first->declaration.boot_id)
+    if (number < first->declaration.parts && part.declaration.boot_id == first->declaration.boot_id)
       for (const DeclaredGroup& group : part.declaration.groups)
         visit(group, part);
 }
@@ -123,8 +122,9 @@ void ExpertSearch::rebuild(const Grid& grid, Watch& watch) {
   const WallMs wall = node_.wall();
   source.expire(wall);
   auto map = std::make_shared<AliveMap>(
-      build_alive_map(grid, source, servers_,
-                      [this](const auto& owner, uint64_t boot) { return is_suspect(owner, boot); }));
+      build_alive_map(grid, source, servers_, [this](const auto& owner, uint64_t boot) {
+        return is_suspect(owner, boot);
+      }));
   const WallMs expiry = source.next_expiry();
   watch.rebuild_at = expiry == UINT64_MAX
                          ? kNever
@@ -219,8 +219,8 @@ std::optional<ExpertSearch::Found> ExpertSearch::find_one(const ExpertUid& uid) 
           !std::binary_search(group.experts.begin(), group.experts.end(), uid.coordinates))
         return;
       best_seq = part.seq;
-      best = Found{format_uid(uid.prefix, uid.coordinates), key, server->addresses.front(),
-                   boot_id};
+      best =
+          Found{format_uid(uid.prefix, uid.coordinates), key, server->addresses.front(), boot_id};
     });
   return best;
 }
@@ -238,8 +238,7 @@ bool ExpertSearch::is_active(const ExpertUid& prefix) const {
         return;
       // Sorted: the first expert not below `lead` starts with it, or none does.
       const auto first = std::lower_bound(group.experts.begin(), group.experts.end(), lead);
-      active = first != group.experts.end() &&
-               std::equal(lead.begin(), lead.end(), first->begin());
+      active = first != group.experts.end() && std::equal(lead.begin(), lead.end(), first->begin());
     });
   return active;
 }

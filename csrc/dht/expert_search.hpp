@@ -23,7 +23,8 @@ public:
   ExpertSearch(const ExpertSearch&) = delete;
   ExpertSearch& operator=(const ExpertSearch&) = delete;
 
-  // Keeps the grid's alive map fresh, asking every `period`. Watching twice keeps the shorter period.
+  // Keeps the grid's alive map fresh, asking every `period`. Watching twice keeps the shorter
+  // period.
   void watch(Time now, const Grid& grid, Duration period, OnMap on_map);
   void unwatch(const Grid& grid);
 

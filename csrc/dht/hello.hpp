@@ -14,8 +14,8 @@ struct Datagram {
   Buffer bytes;
 };
 
-// Asks addresses for their signed keys. A question is sent up to three times (0, 250 ms, 750 ms) and
-// given up after kGiveUp. Sans-IO: the owner sends what is put into `out`.
+// Asks addresses for their signed keys. A question is sent up to three times (0, 250 ms, 750 ms)
+// and given up after kGiveUp. Sans-IO: the owner sends what is put into `out`.
 class HelloExchange {
 public:
   // Called once: with the key and the time the answer took, or without.

@@ -11,9 +11,7 @@ constexpr uint64_t kClientModeFlag = 1;
 constexpr size_t kHeaderFields = 5;
 constexpr size_t kArrayMax = 64; // elements of any list in a message
 
-template <class... Cases> struct Overload : Cases... {
-  using Cases::operator()...;
-};
+template <class... Cases> struct Overload : Cases... { using Cases::operator()...; };
 
 // --- writing -------------------------------------------------------------------------------------
 

@@ -83,7 +83,8 @@ void Node::on_request(const Contact& from, const RequestMessage& message, size_t
   const std::optional<Token>& token = message.header.token;
   const bool proven = token && tokens_.accepts(*token, from.endpoint, from.key);
   ++counters_.requests_answered;
-  reply_to(from, message.header.txid, responder_.answer({from, proven}, message.body, bytes, wall_));
+  reply_to(from, message.header.txid,
+           responder_.answer({from, proven}, message.body, bytes, wall_));
   if (!message.header.client_mode)
     greet(from);
 }
@@ -105,8 +106,7 @@ void Node::greet(const Contact& stranger) {
 }
 
 void Node::on_reply(const Contact& from, const ReplyMessage& message) {
-  const MessageKind kind =
-      std::visit([](const auto& reply) { return reply.kKind; }, message.body);
+  const MessageKind kind = std::visit([](const auto& reply) { return reply.kKind; }, message.body);
   const auto request = pending_.take(message.header.txid, from.key, from.endpoint, kind);
   if (!request) {
     ++counters_.bad_packets;
@@ -160,8 +160,7 @@ void Node::request(OpId op, const Contact& to, Request body) {
 
 // --- operations ----------------------------------------------------------------------------------
 
-void Node::start_get(Time now, WallMs wall, const Id& key, Time deadline,
-                     GetOperation::Done done) {
+void Node::start_get(Time now, WallMs wall, const Id& key, Time deadline, GetOperation::Done done) {
   set_time(now, wall);
   begin(std::make_unique<GetOperation>(key, id_, storage_.get(key, wall), std::move(done)),
         deadline);
@@ -185,9 +184,9 @@ void Node::start_ping(Time now, WallMs wall, const Endpoint& to, Time deadline,
           done(PingResult{answer ? answer->rtt : -1});
           return;
         }
-        begin(std::make_unique<PingOperation>(Contact::make(answer->key, {}, from),
-                                              std::move(done)),
-              deadline);
+        begin(
+            std::make_unique<PingOperation>(Contact::make(answer->key, {}, from), std::move(done)),
+            deadline);
       },
       outbox_);
 }

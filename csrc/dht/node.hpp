@@ -1,6 +1,6 @@
-// One node of the DHT, sans-IO: it owns no socket, clock, thread or random device. A driver feeds it
-// datagrams and time, and sends what it leaves in the outbox; net/udp_driver does so for real, sim/
-// in virtual time.
+// One node of the DHT, sans-IO: it owns no socket, clock, thread or random device. A driver feeds
+// it datagrams and time, and sends what it leaves in the outbox; net/udp_driver does so for real,
+// sim/ in virtual time.
 #pragma once
 
 #include <bitset>
@@ -30,9 +30,9 @@ struct NodeStatus {
   uint64_t bytes_out = 0;
   uint64_t bad_packets = 0; // malformed, not for us, or of another network
   uint64_t requests_answered = 0;
-  uint64_t requests_failed = 0; // ours, never answered
-  size_t records = 0;           // held
-  size_t operations = 0;        // open
+  uint64_t requests_failed = 0;     // ours, never answered
+  size_t records = 0;               // held
+  size_t operations = 0;            // open
   std::optional<Endpoint> observed; // our address as most peers see it; the port is the UDP one
 };
 
@@ -57,7 +57,8 @@ public:
   Time next_deadline() const;
   std::vector<Datagram> take_datagrams();
 
-  // --- asked by. Callbacks run inside a later on_datagram() or on_timer(), never inside these calls.
+  // --- asked by. Callbacks run inside a later on_datagram() or on_timer(), never inside these
+  // calls.
   void start_get(Time now, WallMs wall, const Id& key, Time deadline, GetOperation::Done done);
   void start_store(Time now, WallMs wall, Record record, Time deadline, StoreOperation::Done done);
   // Fetches the key of whoever listens at `to`, then pings it.

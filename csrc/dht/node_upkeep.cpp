@@ -123,12 +123,13 @@ void Node::join() {
   if (joining_)
     return;
   joining_ = true;
-  begin(std::make_unique<LookupOperation>(id_, id_, true, [this](size_t answered) {
-          joining_ = false;
-          if (answered > 0)
-            on_joined();
-          release_parked();
-        }),
+  begin(std::make_unique<LookupOperation>(id_, id_, true,
+                                          [this](size_t answered) {
+                                            joining_ = false;
+                                            if (answered > 0)
+                                              on_joined();
+                                            release_parked();
+                                          }),
         kNever);
 }
 

@@ -12,8 +12,7 @@ void PendingRequests::add(SentRequest request, Duration rto) {
 }
 
 std::optional<SentRequest> PendingRequests::take(uint64_t txid, const PublicKey& from,
-                                                              const Endpoint& endpoint,
-                                                              MessageKind kind) {
+                                                 const Endpoint& endpoint, MessageKind kind) {
   const auto found = requests_.find(txid);
   if (found == requests_.end())
     return std::nullopt;

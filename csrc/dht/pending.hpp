@@ -35,7 +35,7 @@ public:
   void add(SentRequest request, Duration rto);
   // The request this reply answers: same txid, same peer, same address, same kind.
   std::optional<SentRequest> take(uint64_t txid, const PublicKey& from, const Endpoint& endpoint,
-                              MessageKind kind);
+                                  MessageKind kind);
 
   struct Due {
     std::vector<SentRequest> overdue; // to be sent again

@@ -74,9 +74,8 @@ void PrefixReader::on_part(uint32_t part, const GetResult& result) {
       get_part(next);
     std::vector<PublicKey> strangers;
     for (const auto& [key, owner] : owners_)
-      if (const OwnedPart* first = owner.first();
-          first && !first->declaration.groups.empty() &&
-          !servers_.find(key, first->declaration.boot_id))
+      if (const OwnedPart* first = owner.first(); first && !first->declaration.groups.empty() &&
+                                                  !servers_.find(key, first->declaration.boot_id))
         strangers.push_back(key);
     open_ += strangers.size();
     for (const PublicKey& stranger : strangers)

@@ -101,9 +101,8 @@ StoreReply Responder::store(const Asker& asker, const StoreRequest& request, Wal
 
 PageReply Responder::page(const PageRequest& request, size_t budget, WallMs wall) const {
   take(budget, kPageWireBytes);
-  const Storage::Page page =
-      storage_.page(request.key, request.after ? &*request.after : nullptr, wall, budget,
-                    kRecordWireOverhead);
+  const Storage::Page page = storage_.page(request.key, request.after ? &*request.after : nullptr,
+                                           wall, budget, kRecordWireOverhead);
   return {copies(page.records), page.more};
 }
 

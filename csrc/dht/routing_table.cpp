@@ -97,8 +97,7 @@ std::vector<Contact> RoutingTable::closest(const Id& target, size_t count) const
       ranked.emplace_back(distance(entry.contact.id, target), &entry.contact);
   count = std::min(count, ranked.size());
   std::partial_sort(ranked.begin(), ranked.begin() + static_cast<std::ptrdiff_t>(count),
-                    ranked.end(),
-                    [](const auto& a, const auto& b) { return a.first < b.first; });
+                    ranked.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
   std::vector<Contact> result;
   result.reserve(count);
   for (size_t i = 0; i < count; ++i)

@@ -24,7 +24,8 @@ public:
   };
   using Command = std::function<void(Core& core, Time now, WallMs wall)>;
 
-  static Result<std::unique_ptr<UdpDriver>> open(NetThread& thread, const crypto::Identity& identity,
+  static Result<std::unique_ptr<UdpDriver>> open(NetThread& thread,
+                                                 const crypto::Identity& identity,
                                                  const Endpoint& bind, dht::NodeConfig config);
   ~UdpDriver() override; // not on the network thread; every open operation is completed first
   UdpDriver(const UdpDriver&) = delete;

@@ -126,8 +126,8 @@ void UdpSocket::receive_single(const OnDatagram& on_datagram) {
   for (size_t i = 0; i < kReceiveBatch; ++i) {
     sockaddr_storage from{};
     socklen_t size = sizeof(from);
-    const ssize_t got = recvfrom(fd_, buffer.data(), buffer.size(), 0,
-                                 reinterpret_cast<sockaddr*>(&from), &size);
+    const ssize_t got =
+        recvfrom(fd_, buffer.data(), buffer.size(), 0, reinterpret_cast<sockaddr*>(&from), &size);
     if (got >= 0)
       on_datagram(from_sockaddr(from), ByteView(buffer).first(static_cast<size_t>(got)));
     else if (errno != ECONNREFUSED && errno != EINTR) // an ICMP answer to an earlier datagram
