@@ -66,6 +66,11 @@ public:
     return *bound;
   }
 
+  void unlisten() {
+    const py::gil_scoped_release release;
+    server_.reset();
+  }
+
   void close() {
     const py::gil_scoped_release release;
     batcher().stop();
@@ -168,6 +173,7 @@ void bind_batching(py::module_& m) {
       .def("listen", &ServerCore::listen, py::keep_alive<1, 2>(), py::arg("thread"),
            py::arg("seed"), py::arg("host"), py::arg("port"), py::arg("encrypted"),
            py::arg("boot_id"))
+      .def("unlisten", &ServerCore::unlisten)
       .def("take", &ServerCore::take)
       .def("finish", &ServerCore::finish)
       .def("fail", &ServerCore::fail)

@@ -181,13 +181,13 @@ void Client::on_frames(Time now, PeerId peer_id, ByteView header, ByteView chunk
   const auto message = decode(header);
   if (!message)
     return;
-  heard(now, peer_id, peers_[peer_id]);
   std::visit(
       [&](const auto& known) {
         if constexpr (requires { handle(now, peer_id, known, chunk); })
           handle(now, peer_id, known, chunk);
       },
       *message);
+  heard(now, peer_id, peers_[peer_id]); // afterwards: nothing may be owed any more
 }
 
 void Client::handle(Time now, PeerId peer_id, const ResultMessage& message, ByteView chunk) {

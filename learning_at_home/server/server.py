@@ -77,7 +77,7 @@ class TesseractServer:
         self.boot_id = secrets.randbits(63) | 1
         self.port = port
         self.runtime = TesseractRuntime(expert_backends, **runtime_kwargs)
-        self._seed = network.identity if network is not None else os.urandom(32)
+        self._seed = os.urandom(32) if network is None else network.identity
         self._hello: Any = None
         self._running = False
         self._closed = False

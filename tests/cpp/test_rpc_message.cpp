@@ -145,7 +145,7 @@ TEST(StreamCursor, SmallStreamsTravelWhole) {
   EXPECT_EQ(cursor.next().size, 128u);
   cursor.advance(128);
   EXPECT_TRUE(cursor.done());
-  EXPECT_TRUE(StreamCursor({}).done());
+  EXPECT_TRUE(StreamCursor(std::vector<TensorMeta>{}).done());
 }
 
 } // namespace
