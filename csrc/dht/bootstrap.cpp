@@ -3,6 +3,10 @@
 #include <algorithm>
 
 namespace lah::dht {
+namespace {
+constexpr size_t kLostMax = 32;
+constexpr Duration kLostFor = 3600 * kSecond;
+} // namespace
 
 std::vector<Endpoint> Bootstrap::attempt(Time now, Rng& rng) {
   const Duration pause = std::min(kSecond << std::min(failures_, 6), 60 * kSecond);
@@ -21,6 +25,24 @@ std::vector<Endpoint> Bootstrap::random_seed(Rng& rng) const {
   if (seeds_.empty())
     return {};
   return {seeds_[rng.below(seeds_.size())]};
+}
+
+void Bootstrap::lost(const Contact& peer, Time now) {
+  found(peer.id);
+  if (lost_.size() >= kLostMax)
+    lost_.erase(lost_.begin());
+  lost_.push_back({peer, now});
+}
+
+void Bootstrap::found(const Id& peer) {
+  std::erase_if(lost_, [&](const Lost& lost) { return lost.peer.id == peer; });
+}
+
+std::optional<Contact> Bootstrap::pick_lost(Time now, Rng& rng) {
+  std::erase_if(lost_, [&](const Lost& lost) { return now - lost.since > kLostFor; });
+  if (lost_.empty())
+    return std::nullopt;
+  return lost_[rng.below(lost_.size())].peer;
 }
 
 void Bootstrap::succeeded() {

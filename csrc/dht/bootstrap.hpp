@@ -1,10 +1,11 @@
 #pragma once
 
+#include <optional>
 #include <vector>
 
-#include "base/endpoint.hpp"
 #include "base/rng.hpp"
 #include "base/time.hpp"
+#include "dht/contact.hpp"
 
 namespace lah::dht {
 
@@ -27,12 +28,22 @@ public:
   void succeeded(); // the next attempt may come soon again
   // Peers that were alive: ways back in when no seed is.
   void remember(std::vector<Endpoint> peers) { remembered_ = std::move(peers); }
+  // A peer fell silent. It is tried again for an hour: if not it but the path to it broke, and with
+  // it the network in two, either half finds the other as soon as the path is back.
+  void lost(const Contact& peer, Time now);
+  std::optional<Contact> pick_lost(Time now, Rng& rng);
+  void found(const Id& peer);
   // A seed turned out to be this very node.
   void forget(const Endpoint& seed) { std::erase(seeds_, seed); }
 
 private:
   std::vector<Endpoint> seeds_;
   std::vector<Endpoint> remembered_;
+  struct Lost {
+    Contact peer;
+    Time since;
+  };
+  std::vector<Lost> lost_; // oldest first
   Time next_attempt_ = 0;
   int failures_ = 0;
   bool tried_ = false;

@@ -162,6 +162,7 @@ private:
   size_t outcome_count_ = 0;
   Time next_tick_ = 0;
   Time next_split_check_ = kNever;
+  Time next_lost_check_ = 0;
   Time hello_window_ = 0;
   size_t hellos_in_window_ = 0;
 };

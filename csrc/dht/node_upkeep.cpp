@@ -10,6 +10,7 @@ constexpr Duration kProbeAfter = 60 * kSecond;
 // A bucket nobody looked into for this long gets a lookup, one each tick.
 constexpr Duration kRefreshAfter = 600 * kSecond;
 constexpr Duration kSplitCheck = 600 * kSecond;
+constexpr Duration kLostCheck = 10 * kSecond;
 constexpr size_t kRememberedPeers = 16;
 } // namespace
 
@@ -65,7 +66,8 @@ void Node::run_requests() {
   }
   for (const SentRequest& request : due.failed) {
     ++counters_.requests_failed;
-    table_.fail(request.to);
+    if (table_.fail(request.to))
+      bootstrap_.lost(request.to, now_);
     note_outcome(false);
     if (const auto found = operations_.find(request.op); found != operations_.end()) {
       found->second->on_failed(*this, request);
@@ -160,6 +162,18 @@ void Node::run_tick() {
   }
   if (const auto stale = table_.stalest(now_ - kProbeAfter))
     begin(std::make_unique<PingOperation>(*stale, [](const PingResult&) {}), kNever);
+  if (now_ >= next_lost_check_) {
+    next_lost_check_ = now_ + kLostCheck;
+    if (const auto lost = bootstrap_.pick_lost(now_, rng_))
+      begin(std::make_unique<PingOperation>(*lost,
+                                            [this, id = lost->id](const PingResult& result) {
+                                              if (result.rtt < 0)
+                                                return;
+                                              bootstrap_.found(id);
+                                              join(); // everybody behind it may be new to us
+                                            }),
+            kNever);
+  }
   if (const auto target = table_.refresh_target(now_ - kRefreshAfter, now_, rng_))
     begin(std::make_unique<LookupOperation>(*target, id_, false, nullptr), kNever);
 }

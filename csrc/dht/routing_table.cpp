@@ -44,23 +44,24 @@ void RoutingTable::confirm(const Contact& contact, Time now) {
   }
 }
 
-void RoutingTable::fail(const Contact& contact) {
+bool RoutingTable::fail(const Contact& contact) {
   Bucket& bucket = bucket_of(contact.id);
   std::erase_if(bucket.replacements,
                 [&](const Entry& entry) { return entry.contact.id == contact.id; });
   Entry* entry = find(bucket.entries, contact.id);
   if (entry == nullptr || entry->contact.endpoint != contact.endpoint)
-    return; // a stranger, or its old address
+    return false; // a stranger, or its old address
   if (++entry->failures < 2)
-    return;
+    return false;
   if (!bucket.replacements.empty()) {
     *entry = bucket.replacements.back();
     bucket.replacements.pop_back();
-    return;
+    return true;
   }
   *entry = bucket.entries.back();
   bucket.entries.pop_back();
   --size_;
+  return true;
 }
 
 void RoutingTable::remove(const Id& id) {

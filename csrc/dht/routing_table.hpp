@@ -18,8 +18,8 @@ public:
   // The contact answered a query of ours. A full bucket keeps it as a replacement.
   void confirm(const Contact& contact, Time now);
   void remove(const Id& id);
-  // A query of ours went unanswered.
-  void fail(const Contact& contact);
+  // A query of ours went unanswered. True if the contact was in the table and has now left it.
+  bool fail(const Contact& contact);
   // True if a stranger would find a place, so it is worth asking it something.
   bool wants(const Contact& contact) const;
 
