@@ -79,6 +79,13 @@ def accuracy(model: Classifier, images: Tensor, labels: Tensor) -> float:
     return right / len(labels)
 
 
+def wait_for_all(model: Classifier) -> None:
+    """Until every expert of the grid is alive."""
+    if not model.experts.wait_for_experts(sum(SHARES), timeout=ALIVE_SECONDS):
+        alive = len(model.experts.alive.experts)
+        raise SwarmError(f"only {alive} of {sum(SHARES)} experts are alive after {ALIVE_SECONDS:.0f} s")
+
+
 class Run:
     """A training run: the model here, the experts in the swarm, and what happened."""
 
@@ -123,7 +130,7 @@ class Run:
 
     def finish(self) -> float:
         """Wait until the server that came back is found, then the final test accuracy."""
-        self.model.experts.wait_for_experts(sum(SHARES), timeout=ALIVE_SECONDS)
+        wait_for_all(self.model)
         self._evaluate(self.steps)
         self.history.alive_at_end = self.model.experts.last_stats.experts_alive
         return self.history.accuracy[-1][1]
@@ -184,7 +191,7 @@ def demo(
         lib.TesseractNetwork(swarm.root, port=0) as network,
     ):
         model = Classifier(digits.pixels, hidden, network)
-        model.experts.wait_for_experts(sum(SHARES), timeout=ALIVE_SECONDS)
+        wait_for_all(model)
         run = Run(model, digits, swarm, steps=steps, batch=batch, lr=lr, seed=seed)
         with Display(console, steps) as display:
             run.train(display)

@@ -29,6 +29,7 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, 
 @app.command()
 def network(
     peer: options.Peers = [],  # noqa: B006  typer copies its defaults
+    host: options.Host = "0.0.0.0",
     port: options.UdpPort = 8081,
     exit_with_parent: options.ExitWithParent = False,
 ) -> None:
@@ -36,9 +37,9 @@ def network(
     peers = options.parse_peers(peer)
     with (
         Lifetime(with_parent=exit_with_parent) as lifetime,
-        lib.TesseractNetwork(*peers, port=port) as node,
+        lib.TesseractNetwork(*peers, host=host, port=port) as node,
     ):
-        _say_ready(f"READY network 127.0.0.1:{node.port}")
+        _say_ready(f"READY network {'127.0.0.1' if host == '0.0.0.0' else host}:{node.port}")
         lifetime.wait()
 
 
@@ -53,6 +54,7 @@ def server(
     optimizer: options.Optimizer = options.OptimizerKind.adam,
     lr: options.LearningRate = 1e-3,
     host: options.Host = "127.0.0.1",
+    announce: options.Announce = None,
     port: options.TcpPort = 8080,
     network_port: options.UdpPort = 0,
     device: options.Device = None,
@@ -80,9 +82,9 @@ def server(
     with (
         Lifetime(with_parent=exit_with_parent) as lifetime,
         lib.TesseractNetwork(*peers, port=network_port) as node,
-        lib.TesseractServer(node, backends, addr=host, port=port, device=where) as serving,
+        lib.TesseractServer(node, backends, host, port, announce=announce, device=where) as serving,
     ):
-        _say_ready(f"READY server {host}:{serving.port} experts={len(uids)}")
+        _say_ready(f"READY server {serving.announce}:{serving.port} experts={len(uids)}")
         lifetime.wait()
 
 

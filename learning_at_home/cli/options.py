@@ -28,7 +28,8 @@ Peers = Annotated[
 ]
 UdpPort = Annotated[int, typer.Option(min=0, max=65535, help="UDP port of the node; 0 picks a free one.")]
 TcpPort = Annotated[int, typer.Option(min=0, max=65535, help="TCP port for calls; 0 picks a free one.")]
-Host = Annotated[str, typer.Option(help="The address at which others reach this machine.")]
+Host = Annotated[str, typer.Option(help="Address to listen on.")]
+Announce = Annotated[str | None, typer.Option(help="Address to tell trainers, where it is not the host's.")]
 ExitWithParent = Annotated[
     bool, typer.Option("--exit-with-parent", help="Also end when stdin is closed, however the parent died.")
 ]
