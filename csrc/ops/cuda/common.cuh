@@ -1,0 +1,99 @@
+// What the CUDA kernels share: warps, 16-bit floats, vectors of 16 bytes, launches. No torch
+// header: this compiles beside any torch.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "ops/kernels.h"
+
+namespace lah::ops::cuda {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr int kThreads = 128; // of a block, unless said otherwise
+
+__device__ inline int lane_id() {
+  return static_cast<int>(threadIdx.x) % kWarp;
+}
+__device__ inline int warp_of_block() {
+  return static_cast<int>(threadIdx.x) / kWarp;
+}
+
+// Butterfly sums and maxima: every lane gets the result, in an order that does not depend on
+// timing.
+__device__ inline float warp_sum(float x) {
+  for (int step = kWarp / 2; step > 0; step /= 2)
+    x += __shfl_xor_sync(kAllLanes, x, step);
+  return x;
+}
+__device__ inline float warp_max(float x) {
+  for (int step = kWarp / 2; step > 0; step /= 2)
+    x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, step));
+  return x;
+}
+
+__device__ inline float widen(float x) {
+  return x;
+}
+__device__ inline float widen(__nv_bfloat16 x) {
+  return __bfloat162float(x);
+}
+__device__ inline float widen(__half x) {
+  return __half2float(x);
+}
+template <class scalar> __device__ scalar narrow(float x);
+template <> __device__ inline float narrow<float>(float x) {
+  return x;
+}
+template <> __device__ inline __nv_bfloat16 narrow<__nv_bfloat16>(float x) {
+  return __float2bfloat16_rn(x);
+}
+template <> __device__ inline __half narrow<__half>(float x) {
+  return __float2half_rn(x);
+}
+
+// n elements that are loaded and stored by one instruction of up to 16 bytes.
+template <class scalar, int n> struct alignas(n * sizeof(scalar)) Vector { scalar element[n]; };
+
+// The row of assignment i, or -1; as in cpu/simd.h, a plan out of range reads as void.
+__device__ inline int64_t live_row(const Plan& plan, int64_t i) {
+  const int64_t expert = plan.index[i], rank = plan.rank[i];
+  if (expert < 0 || rank < 0 || expert >= plan.experts)
+    return -1;
+  const int64_t row = plan.offset[expert] + rank;
+  if (row < 0 || row >= plan.rows || (plan.ok != nullptr && !plan.ok[row]))
+    return -1;
+  return row;
+}
+
+inline unsigned blocks_for(int64_t work, int64_t per_block) {
+  return static_cast<unsigned>((work + per_block - 1) / per_block);
+}
+
+// Null, or why the launch before failed.
+inline const char* launch_error() {
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+inline bool aligned16(const void* pointer) {
+  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+}
+
+// Calls f.template operator()<scalar>() for the C++ type of `dtype`.
+template <class Function> const char* with_scalar(Scalar dtype, const Function& f) {
+  switch (dtype) {
+  case Scalar::f32:
+    return f(float{});
+  case Scalar::bf16:
+    return f(__nv_bfloat16{});
+  case Scalar::f16:
+    return f(__half{});
+  default:
+    return "float64 is for the CPU only";
+  }
+}
+
+} // namespace lah::ops::cuda

@@ -1,0 +1,96 @@
+#include "ops/cuda/grid_scores.cuh"
+
+namespace lah::ops::cuda {
+namespace {
+
+// <p, d_p> of a token: a softmax couples all its experts. A warp a token.
+__global__ void __launch_bounds__(kThreads) slope_kernel(RouteBackwardArgs a) {
+  const int64_t token = static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + warp_of_block();
+  if (token >= a.tokens)
+    return;
+  const GridView view(a.grid);
+  const float* logits = static_cast<const float*>(a.logits) + token * a.grid.logits;
+  const float* d_mean = static_cast<const float*>(a.grad_stats) + a.grid.experts;
+  const float lse = static_cast<const float*>(a.lse)[token];
+  float total = 0.0f;
+  for (int e = lane_id(); e < a.grid.experts; e += kWarp)
+    total += view.probability(logits, a.alive, e, lse) * d_mean[e];
+  total = warp_sum(total);
+  if (lane_id() == 0)
+    static_cast<float*>(a.slope)[token] = total;
+}
+
+// One logit of one token: coordinate `at` of axis `axis`, which expert e has if e / after % size ==
+// at.
+struct Coordinate {
+  int size, after, at;
+
+  __device__ Coordinate(const Grid& grid, int position)
+      : size(0), after(static_cast<int>(grid.experts)), at(position) {
+    for (int d = 0; d < grid.dims; ++d) {
+      size = static_cast<int>(grid.size[d]);
+      after /= size;
+      if (at < size)
+        return;
+      at -= size;
+    }
+  }
+};
+
+// What lse and stats send to this logit: q = p (d_lse + (d_p - <p, d_p>) / tokens) of every expert
+// that has the coordinate.
+__device__ float dense_gradient(const RouteBackwardArgs& a, int64_t token,
+                                const Coordinate& where) {
+  const GridView view(a.grid);
+  const float* logits = static_cast<const float*>(a.logits) + token * a.grid.logits;
+  const float* d_mean =
+      a.grad_stats != nullptr ? static_cast<const float*>(a.grad_stats) + a.grid.experts : nullptr;
+  const float lse = static_cast<const float*>(a.lse)[token];
+  const float d_lse = a.grad_lse != nullptr ? static_cast<const float*>(a.grad_lse)[token] : 0.0f;
+  const float mean = d_mean != nullptr ? static_cast<const float*>(a.slope)[token] : 0.0f;
+  const float per_token = 1.0f / static_cast<float>(a.tokens);
+  float total = 0.0f;
+  const int block = where.size * where.after;
+  for (int first = where.at * where.after; first < a.grid.experts; first += block) {
+    for (int e = first; e < first + where.after; ++e) {
+      const float slope = d_lse + (d_mean != nullptr ? (d_mean[e] - mean) * per_token : 0.0f);
+      total += view.probability(logits, a.alive, e, lse) * slope;
+    }
+  }
+  return total;
+}
+
+// A thread a logit: each adds what reaches it, in the order of the choices.
+__global__ void __launch_bounds__(kThreads) grad_kernel(RouteBackwardArgs a) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= a.tokens * a.grid.logits)
+    return;
+  const int64_t token = i / a.grid.logits;
+  const Coordinate where(a.grid, static_cast<int>(i % a.grid.logits));
+  float total = 0.0f;
+  for (int64_t j = token * a.choices; a.grad_score != nullptr && j < (token + 1) * a.choices; ++j) {
+    const int expert = a.index[j];
+    if (expert >= 0 && expert / where.after % where.size == where.at)
+      total += static_cast<const float*>(a.grad_score)[j];
+  }
+  if (a.grad_lse != nullptr || a.grad_stats != nullptr)
+    total += dense_gradient(a, token, where);
+  static_cast<float*>(a.grad_logits)[i] = total;
+}
+
+} // namespace
+
+const char* route_backward(const RouteBackwardArgs& a, void* stream_pointer) {
+  const auto stream = static_cast<cudaStream_t>(stream_pointer);
+  if (a.tokens == 0)
+    return nullptr;
+  if (a.grad_stats != nullptr) {
+    slope_kernel<<<blocks_for(a.tokens, kThreads / kWarp), kThreads, 0, stream>>>(a);
+    if (const char* error = launch_error())
+      return error;
+  }
+  grad_kernel<<<blocks_for(a.tokens * a.grid.logits, kThreads), kThreads, 0, stream>>>(a);
+  return launch_error();
+}
+
+} // namespace lah::ops::cuda
