@@ -1,0 +1,229 @@
+// Messages: what goes out comes back the same, fits a datagram, and nothing hostile gets in.
+#include <gtest/gtest.h>
+
+#include "crypto/sealed_packet.hpp"
+#include "dht/message.hpp"
+#include "dht/responder.hpp"
+#include "wire/writer.hpp"
+
+namespace lah::dht {
+namespace {
+
+constexpr size_t kPlaintextMax = Limits::kDatagramBytes - crypto::kPacketOverhead;
+constexpr WallMs kNow = 1'700'000'000'000;
+
+Contact contact(uint8_t n, const char* ip) {
+  return Contact::make(PublicKey{n}, {}, *Endpoint::parse(ip, 65535));
+}
+
+Record record(size_t payload, uint8_t owner = 1) {
+  Record made;
+  made.key.words = {1, 2, 3, UINT64_MAX};
+  made.owner = PublicKey{owner};
+  made.seq = UINT64_MAX;
+  made.expiry_ms = UINT64_MAX;
+  made.payload = Buffer(payload, std::byte{7});
+  made.signature.fill(9);
+  return made;
+}
+
+const Header kHeader{UINT64_MAX, true, {1, 2, 3, 4, 5, 6, 7, 8}, Token{5}};
+
+template <class Body, class MessageType> Body through_the_wire(const Body& body) {
+  const Buffer bytes = encode(kHeader, body);
+  EXPECT_LE(bytes.size(), kPlaintextMax);
+  auto decoded = decode(bytes);
+  EXPECT_TRUE(decoded);
+  auto& message = std::get<MessageType>(*decoded);
+  EXPECT_EQ(message.header.txid, kHeader.txid);
+  EXPECT_TRUE(message.header.client_mode);
+  EXPECT_EQ(message.header.puzzle, kHeader.puzzle);
+  EXPECT_EQ(message.header.token, kHeader.token);
+  return std::move(message.body);
+}
+
+Request round_trip(const Request& body) {
+  return through_the_wire<Request, RequestMessage>(body);
+}
+Reply round_trip(const Reply& body) {
+  return through_the_wire<Reply, ReplyMessage>(body);
+}
+
+TEST(DhtMessage, RequestsRoundTripInTheLargestForm) {
+  EXPECT_TRUE(std::holds_alternative<PingRequest>(round_trip(Request(PingRequest{}))));
+
+  FindRequest find{{}, true, 100};
+  for (uint64_t i = 0; i < Limits::kFindKeys; ++i)
+    find.keys.push_back(Id{{i, UINT64_MAX, 0, i}});
+  const auto found = std::get<FindRequest>(round_trip(Request(find)));
+  EXPECT_EQ(found.keys, find.keys);
+  EXPECT_TRUE(found.want_records);
+  EXPECT_EQ(found.padding, 100U);
+
+  const StoreRequest store{{record(Limits::kRecordPayloadBytes)}};
+  EXPECT_EQ(std::get<StoreRequest>(round_trip(Request(store))).records, store.records);
+
+  const PageRequest page{Id{{1, 2, 3, 4}}, PublicKey{8}};
+  EXPECT_EQ(std::get<PageRequest>(round_trip(Request(page))).after, page.after);
+  EXPECT_EQ(std::get<PageRequest>(round_trip(Request(PageRequest{page.key, {}}))).after,
+            std::nullopt);
+}
+
+TEST(DhtMessage, RepliesRoundTripInTheLargestForm) {
+  const Endpoint v6 = *Endpoint::parse("2001:db8::1", 9);
+  EXPECT_EQ(std::get<PingReply>(round_trip(Reply(PingReply{v6}))).observed, v6);
+
+  FindReply::Entry entry;
+  for (uint8_t i = 0; i < Limits::kFindContacts; ++i)
+    entry.contacts.push_back(contact(i, "2001:db8::1"));
+  entry.more = true;
+  const auto find = std::get<FindReply>(round_trip(Reply(FindReply{v6, {entry}})));
+  EXPECT_EQ(find.entries.at(0).contacts, entry.contacts);
+  EXPECT_TRUE(find.entries.at(0).more);
+
+  PageReply page{{record(Limits::kRecordPayloadBytes)}, true};
+  const auto paged = std::get<PageReply>(round_trip(Reply(page)));
+  page.records[0].key = Id{}; // the asker knows it
+  EXPECT_EQ(paged.records, page.records);
+
+  const StoreReply store{{{Verdict::kStale, 77}, {Verdict::kStored, UINT64_MAX}}};
+  const auto stored = std::get<StoreReply>(round_trip(Reply(store)));
+  EXPECT_EQ(stored.outcomes.at(0).verdict, Verdict::kStale);
+  EXPECT_EQ(stored.outcomes.at(1).seq, UINT64_MAX);
+
+  const auto error = std::get<ErrorReply>(round_trip(Reply(ErrorReply{ErrorCode::kOverloaded})));
+  EXPECT_EQ(error.code, ErrorCode::kOverloaded);
+}
+
+TEST(DhtMessage, TrailingElementsOfANewerPeerAreIgnored) {
+  wire::Writer out;
+  out.array(7).u64(1).u64(5).u64(0).bin(as_bytes(PuzzleNonce{})).bin({}).str("new").nil();
+  const auto decoded = decode(out.view());
+  ASSERT_TRUE(decoded);
+  EXPECT_TRUE(std::holds_alternative<RequestMessage>(*decoded));
+}
+
+TEST(DhtMessage, AnUnknownRequestKeepsItsHeader) {
+  wire::Writer out;
+  out.array(6).u64(23).u64(5).u64(0).bin(as_bytes(PuzzleNonce{})).bin({}).str("from the future");
+  const auto decoded = decode(out.view());
+  ASSERT_TRUE(decoded);
+  EXPECT_EQ(std::get<UnknownRequest>(*decoded).header.txid, 5U);
+}
+
+// dht-and-transport §5.16.
+TEST(DhtMessage, MsgpackBombsAreRefused) {
+  const auto bytes = [](std::initializer_list<int> values) {
+    Buffer out;
+    for (const int value : values)
+      out.push_back(static_cast<std::byte>(value));
+    return out;
+  };
+  EXPECT_FALSE(decode(bytes({0xdd, 0x0f, 0xff, 0xff, 0xff}))); // 268 million elements announced
+  Buffer nested;
+  for (int level = 0; level < 240; ++level)
+    append(nested, bytes({0xdd, 0x00, 0x00, 0x00, 0x01}));
+  EXPECT_FALSE(decode(nested));
+  EXPECT_FALSE(decode(bytes({0xc6, 0xff, 0xff, 0xff, 0xff}))); // a 4 GiB blob announced
+  EXPECT_FALSE(decode(bytes({0xdf, 0xff, 0xff, 0xff, 0xff}))); // a map
+  EXPECT_FALSE(decode({}));
+}
+
+TEST(DhtMessage, EveryTruncationAndBitFlipIsHarmless) {
+  FindReply::Entry entry{{contact(1, "192.0.2.1"), contact(2, "2001:db8::2")}, {record(50)}, true};
+  const std::vector<Buffer> documents{
+      encode(kHeader, Reply(FindReply{*Endpoint::parse("192.0.2.9", 1), {entry}})),
+      encode(kHeader, Request(StoreRequest{{record(40)}})),
+      encode(kHeader, Request(PageRequest{Id{}, PublicKey{}})),
+  };
+  for (const Buffer& document : documents) {
+    for (size_t size = 0; size < document.size(); ++size)
+      EXPECT_FALSE(decode(ByteView(document).first(size)));
+    for (size_t bit = 0; bit < document.size() * 8; ++bit) {
+      Buffer flipped = document;
+      flipped[bit / 8] ^= static_cast<std::byte>(1 << bit % 8);
+      if (const auto decoded = decode(flipped)) { // a changed value is fine, a wrong shape is not
+        if (const auto* message = std::get_if<ReplyMessage>(&*decoded)) {
+          EXPECT_LE(encode(message->header, message->body).size(), document.size() + 16);
+        }
+      }
+    }
+  }
+}
+
+TEST(DhtMessage, TooManyElementsAreRefused) {
+  StoreRequest store;
+  for (size_t i = 0; i <= Limits::kStoreBatch; ++i)
+    store.records.push_back(record(1));
+  EXPECT_FALSE(decode(encode(kHeader, Request(store))));
+  FindRequest find;
+  EXPECT_FALSE(decode(encode(kHeader, Request(find)))); // no key
+  find.keys.resize(Limits::kFindKeys + 1);
+  EXPECT_FALSE(decode(encode(kHeader, Request(find))));
+  EXPECT_FALSE(decode(encode(kHeader, Request(StoreRequest{{record(901)}}))));
+}
+
+struct ResponderTest : testing::Test {
+  ResponderTest() {
+    for (uint8_t i = 1; i <= 40; ++i)
+      table.confirm(contact(i, "2001:db8::1"), 0);
+    for (int i = 0; i < 12; ++i) {
+      const auto owner = crypto::Identity::generate(rng);
+      storage.put(sign_record(owner, "net", key, 1, kNow + 1000, Buffer(300)), kNow, verifier);
+    }
+  }
+
+  size_t reply_bytes(const Reply& reply) {
+    return encode(kHeader, reply).size() + crypto::kPacketOverhead;
+  }
+
+  SeededRng rng{1};
+  Storage storage;
+  RoutingTable table{Id{}};
+  RecordVerifier verifier{"net"};
+  Responder responder{storage, table, verifier};
+  Id key{{1, 2, 3, 4}};
+  Contact asker = contact(99, "192.0.2.1");
+};
+
+TEST_F(ResponderTest, RepliesFitADatagramAndUseIt) {
+  for (const size_t keys : {1U, 2U, 8U})
+    for (const bool records : {false, true}) {
+      FindRequest find{std::vector<Id>(keys, key), records};
+      const Reply reply = responder.answer({asker, true}, find, 200, kNow);
+      EXPECT_LE(reply_bytes(reply), Limits::kDatagramBytes);
+      EXPECT_EQ(std::get<FindReply>(reply).entries.size(), keys);
+      if (keys == 1) {
+        EXPECT_GE(std::get<FindReply>(reply).entries[0].contacts.size(), records ? 8U : 16U);
+      }
+    }
+  const Reply page = responder.answer({asker, true}, PageRequest{key, {}}, 200, kNow);
+  EXPECT_LE(reply_bytes(page), Limits::kDatagramBytes);
+  EXPECT_GE(std::get<PageReply>(page).records.size(), 2U);
+  EXPECT_TRUE(std::get<PageReply>(page).more);
+}
+
+TEST_F(ResponderTest, AnUnprovenAddressGetsAtMostThreeTimesWhatItSent) {
+  for (const size_t request : {100U, 150U, 250U, 400U})
+    for (const Request& body :
+         {Request(FindRequest{{key}, true}), Request(FindRequest{{key}, false}),
+          Request(PageRequest{key, {}})}) {
+      const Reply reply = responder.answer({asker, false}, body, request, kNow);
+      EXPECT_LE(reply_bytes(reply), Limits::kAmplification * request);
+    }
+}
+
+TEST_F(ResponderTest, StoresNothingWithoutAToken) {
+  const auto owner = crypto::Identity::generate(rng);
+  const StoreRequest store{{sign_record(owner, "net", Id{}, 1, kNow + 1000, Buffer(3))}};
+  const auto verdict = [&](bool proven) {
+    const Reply reply = responder.answer({asker, proven}, store, 300, kNow);
+    return std::get<StoreReply>(reply).outcomes.at(0).verdict;
+  };
+  EXPECT_EQ(verdict(false), Verdict::kBadToken);
+  EXPECT_TRUE(storage.get(Id{}, kNow).empty());
+  EXPECT_EQ(verdict(true), Verdict::kStored);
+}
+
+} // namespace
+} // namespace lah::dht

@@ -1,0 +1,292 @@
+// Routing table, lookup and timeouts: the pure parts of Kademlia.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+
+#include "dht/lookup.hpp"
+#include "dht/pending.hpp"
+#include "dht/routing_table.hpp"
+#include "dht/rtt.hpp"
+
+namespace lah::dht {
+namespace {
+
+Id random_id(Rng& rng) {
+  std::array<uint8_t, 32> bytes{};
+  rng.fill(std::as_writable_bytes(std::span(bytes)));
+  return Id::from_bytes(bytes);
+}
+
+Contact random_contact(Rng& rng) {
+  PublicKey key{};
+  rng.fill(std::as_writable_bytes(std::span(key)));
+  return Contact::make(key, {}, Endpoint::v4(static_cast<uint32_t>(rng.u64()), 1));
+}
+
+Contact near(const Id& own, size_t prefix, Rng& rng) {
+  Contact contact = random_contact(rng);
+  contact.id = random_id(rng);
+  for (size_t bit = 0; bit <= prefix; ++bit) {
+    const uint64_t mask = uint64_t{1} << (63 - bit % 64);
+    const bool set = ((own.words[bit / 64] & mask) != 0) != (bit == prefix);
+    uint64_t& word = contact.id.words[bit / 64];
+    word = set ? word | mask : word & ~mask;
+  }
+  return contact;
+}
+
+TEST(DhtRoutingTable, ClosestEqualsBruteForce) {
+  SeededRng rng(1);
+  for (int round = 0; round < 20; ++round) {
+    RoutingTable table(random_id(rng));
+    std::vector<Contact> all;
+    for (int i = 0; i < 200; ++i) {
+      all.push_back(random_contact(rng));
+      table.confirm(all.back(), i);
+    }
+    ASSERT_EQ(table.size(), all.size()); // the first buckets hold them all
+    const Id target = random_id(rng);
+    std::sort(all.begin(), all.end(), [&](const Contact& a, const Contact& b) {
+      return distance(a.id, target) < distance(b.id, target);
+    });
+    all.resize(16);
+    EXPECT_EQ(table.closest(target, 16), all);
+  }
+}
+
+TEST(DhtRoutingTable, FullBucketKeepsTheOldAndRemembersTheNew) {
+  SeededRng rng(2);
+  const Id own = random_id(rng);
+  RoutingTable table(own);
+  std::vector<Contact> members;
+  for (size_t i = 0; i < RoutingTable::capacity(6); ++i) {
+    members.push_back(near(own, 6, rng));
+    EXPECT_TRUE(table.wants(members.back()));
+    table.confirm(members.back(), 1);
+  }
+  const Contact spare = near(own, 6, rng);
+  EXPECT_FALSE(table.wants(spare));
+  table.confirm(spare, 2);
+  EXPECT_FALSE(table.contains(spare.id));
+  EXPECT_FALSE(table.fail(members[3]));
+  EXPECT_TRUE(table.contains(members[3].id)); // one failure may be the path's
+  EXPECT_TRUE(table.fail(members[3]));
+  EXPECT_FALSE(table.contains(members[3].id));
+  EXPECT_TRUE(table.contains(spare.id));
+  EXPECT_EQ(table.size(), members.size());
+}
+
+TEST(DhtRoutingTable, AnAnswerForgivesAFailure) {
+  SeededRng rng(3);
+  RoutingTable table(random_id(rng));
+  const Contact contact = random_contact(rng);
+  table.confirm(contact, 1);
+  table.fail(contact);
+  table.confirm(contact, 2);
+  table.fail(contact);
+  EXPECT_TRUE(table.contains(contact.id));
+  table.fail(contact);
+  EXPECT_FALSE(table.contains(contact.id));
+  EXPECT_EQ(table.size(), 0U);
+}
+
+TEST(DhtRoutingTable, NeverHoldsItself) {
+  SeededRng rng(4);
+  const Contact self = random_contact(rng);
+  RoutingTable table(self.id);
+  EXPECT_FALSE(table.wants(self));
+  table.confirm(self, 1);
+  EXPECT_EQ(table.size(), 0U);
+}
+
+TEST(DhtRoutingTable, StalestIsTheLeastRecentlyConfirmed) {
+  SeededRng rng(5);
+  RoutingTable table(random_id(rng));
+  std::vector<Contact> contacts;
+  for (int i = 0; i < 30; ++i) {
+    contacts.push_back(random_contact(rng));
+    table.confirm(contacts.back(), 100 + i);
+  }
+  table.confirm(contacts[0], 200);
+  EXPECT_EQ(table.stalest(150), contacts[1]);
+  EXPECT_EQ(table.stalest(101), std::nullopt);
+}
+
+TEST(DhtRoutingTable, RefreshTargetsLieInTheirBucketsAndComeOnceAPeriod) {
+  SeededRng rng(6);
+  const Id own = random_id(rng);
+  RoutingTable table(own);
+  table.confirm(near(own, 4, rng), 0);
+  std::vector<size_t> buckets;
+  while (const auto target = table.refresh_target(1000, 1000, rng))
+    buckets.push_back(common_prefix(own, *target));
+  EXPECT_EQ(buckets, (std::vector<size_t>{0, 1, 2, 3, 4}));
+  table.touch(near(own, 2, rng).id, 2000);
+  size_t again = 0;
+  while (table.refresh_target(1500, 1500, rng))
+    ++again;
+  EXPECT_EQ(again, 4U);
+}
+
+// A lookup over a static network equals brute force, whatever order the answers come in.
+TEST(DhtLookup, FindsTheTrueClosest) {
+  SeededRng rng(7);
+  std::vector<Contact> all;
+  for (int i = 0; i < 300; ++i)
+    all.push_back(random_contact(rng));
+  std::vector<std::unique_ptr<RoutingTable>> tables;
+  for (const Contact& self : all) {
+    tables.push_back(std::make_unique<RoutingTable>(self.id));
+    for (const Contact& other : all)
+      tables.back()->confirm(other, 0);
+  }
+  for (int round = 0; round < 20; ++round) {
+    const Id target = random_id(rng);
+    Lookup lookup(target, random_id(rng), true);
+    lookup.add(all[rng.below(all.size())]);
+    std::vector<Contact> flight;
+    while (true) {
+      while (const auto next = lookup.next())
+        flight.push_back(*next);
+      EXPECT_LE(flight.size(), Limits::kLookupAlpha);
+      if (flight.empty())
+        break;
+      const size_t pick = rng.below(flight.size());
+      const Contact asked = flight[pick];
+      flight.erase(flight.begin() + static_cast<std::ptrdiff_t>(pick));
+      const auto index =
+          static_cast<size_t>(std::find(all.begin(), all.end(), asked) - all.begin());
+      for (const Contact& contact : tables[index]->closest(target, 16))
+        lookup.add(contact);
+      lookup.answered(asked.id, {});
+    }
+    EXPECT_TRUE(lookup.finished());
+    std::vector<Contact> truth = all;
+    std::sort(truth.begin(), truth.end(), [&](const Contact& a, const Contact& b) {
+      return distance(a.id, target) < distance(b.id, target);
+    });
+    const auto found = lookup.closest();
+    ASSERT_EQ(found.size(), Limits::kReplicas);
+    for (size_t i = 0; i < found.size(); ++i)
+      EXPECT_EQ(found[i].contact, truth[i]);
+  }
+}
+
+TEST(DhtLookup, OverduePeersAreReplacedAtOnceAndTheirLateAnswersCount) {
+  SeededRng rng(8);
+  Lookup lookup(random_id(rng), random_id(rng), true);
+  for (int i = 0; i < 20; ++i)
+    lookup.add(random_contact(rng));
+  std::vector<Contact> asked;
+  while (const auto next = lookup.next())
+    asked.push_back(*next);
+  ASSERT_EQ(asked.size(), Limits::kLookupAlpha);
+  lookup.overdue(asked[0].id);
+  EXPECT_TRUE(lookup.next().has_value());
+  EXPECT_FALSE(lookup.next().has_value());
+  lookup.answered(asked[0].id, Token{9});
+  EXPECT_EQ(lookup.closest().at(0).contact, asked[0]);
+  EXPECT_EQ(lookup.closest().at(0).token, Token{9});
+}
+
+TEST(DhtLookup, ImpatientEndsWithoutTheOverduePatientDoesNot) {
+  SeededRng rng(9);
+  for (const bool patient : {false, true}) {
+    Lookup lookup(random_id(rng), random_id(rng), patient);
+    lookup.add(random_contact(rng));
+    lookup.add(random_contact(rng));
+    const Contact first = *lookup.next();
+    const Contact second = *lookup.next();
+    lookup.overdue(first.id);
+    EXPECT_FALSE(lookup.finished());
+    lookup.answered(second.id, {});
+    EXPECT_EQ(lookup.finished(), !patient);
+    lookup.failed(first.id);
+    EXPECT_TRUE(lookup.finished());
+  }
+}
+
+TEST(DhtLookup, SilenceOfAllEndsItOnlyWhenTheyFailed) {
+  SeededRng rng(10);
+  Lookup lookup(random_id(rng), random_id(rng), false);
+  lookup.add(random_contact(rng));
+  const Contact only = *lookup.next();
+  lookup.overdue(only.id);
+  EXPECT_FALSE(lookup.finished());
+  lookup.failed(only.id);
+  EXPECT_TRUE(lookup.finished());
+  EXPECT_TRUE(lookup.closest().empty());
+}
+
+TEST(DhtLookup, HoldsABoundedNumberOfCandidatesAndNeverItself) {
+  SeededRng rng(11);
+  const Contact self = random_contact(rng);
+  Lookup lookup(random_id(rng), self.id, false);
+  lookup.add(self);
+  EXPECT_TRUE(lookup.empty());
+  for (size_t i = 0; i < 10 * Limits::kLookupCandidates; ++i)
+    lookup.add(random_contact(rng));
+  size_t asked = 0;
+  while (const auto next = lookup.next()) {
+    lookup.failed(next->id);
+    ++asked;
+  }
+  EXPECT_EQ(asked, Limits::kLookupCandidates);
+}
+
+TEST(DhtRtt, FollowsRfc6298) {
+  RttEstimator rtt;
+  EXPECT_EQ(rtt.rto(), kRtoInitial);
+  rtt.sample(milliseconds(100));
+  EXPECT_EQ(rtt.rto(), milliseconds(300)); // SRTT + 4 * SRTT / 2
+  for (int i = 0; i < 100; ++i)
+    rtt.sample(milliseconds(100));
+  EXPECT_NEAR(static_cast<double>(rtt.rto()), 100e6, 1e6);
+  rtt.back_off();
+  EXPECT_NEAR(static_cast<double>(rtt.rto()), 200e6, 2e6);
+  for (int i = 0; i < 10; ++i)
+    rtt.back_off();
+  EXPECT_EQ(rtt.rto(), kRtoMax);
+  rtt.sample(milliseconds(100));
+  EXPECT_LT(rtt.rto(), milliseconds(110));
+}
+
+TEST(DhtRtt, StrangersGetTheNinetiethPercentile) {
+  NetworkRtt network;
+  EXPECT_EQ(network.rto(), kRtoInitial);
+  for (int i = 1; i <= 64; ++i)
+    network.sample(milliseconds(i * 10));
+  EXPECT_EQ(network.rto(), milliseconds(580) * 5 / 4);
+}
+
+TEST(DhtPending, SoftThenHardDeadlineAndOnlyTheRightPeerAnswers) {
+  SeededRng rng(12);
+  PendingRequests pending;
+  const Contact peer = random_contact(rng);
+  pending.add({7, 1, peer, MessageKind::kFind, Buffer(10), 0}, milliseconds(100));
+  EXPECT_EQ(pending.next_deadline(), milliseconds(100));
+
+  Endpoint elsewhere = peer.endpoint;
+  ++elsewhere.port;
+  EXPECT_FALSE(pending.take(8, peer.key, peer.endpoint, MessageKind::kFind));
+  EXPECT_FALSE(pending.take(7, PublicKey{}, peer.endpoint, MessageKind::kFind));
+  EXPECT_FALSE(pending.take(7, peer.key, elsewhere, MessageKind::kFind));
+  EXPECT_FALSE(pending.take(7, peer.key, peer.endpoint, MessageKind::kPing));
+
+  EXPECT_EQ(pending.due(milliseconds(99)).overdue.size(), 0U);
+  EXPECT_EQ(pending.due(milliseconds(100)).overdue.size(), 1U); // once: one retransmission
+  EXPECT_EQ(pending.due(milliseconds(399)).overdue.size(), 0U);
+  EXPECT_EQ(pending.next_deadline(), milliseconds(400));
+  const auto late = pending.take(7, peer.key, peer.endpoint, MessageKind::kFind);
+  ASSERT_TRUE(late);
+  EXPECT_TRUE(late->retransmitted);
+  EXPECT_EQ(pending.next_deadline(), kNever);
+
+  pending.add({9, 1, peer, MessageKind::kPing, Buffer(10), 0}, milliseconds(100));
+  pending.due(milliseconds(100));
+  EXPECT_EQ(pending.due(milliseconds(400)).failed.size(), 1U);
+  EXPECT_EQ(pending.size(), 0U);
+}
+
+} // namespace
+} // namespace lah::dht
