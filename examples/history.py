@@ -31,7 +31,7 @@ class History:
         steps = range(len(self.loss))
         top.plot(steps, self.loss, color="0.75", linewidth=0.8)
         top.plot(steps, _smooth(self.loss), color="tab:blue", label="training loss")
-        top.set_yscale("log")
+        top.set_ylim(0.0, max(self.loss) * 1.02)
         top.set_ylabel("training loss", color="tab:blue")
         right = top.twinx()
         right.plot(*zip(*self.accuracy, strict=True), color="tab:green", marker=".", label="test accuracy")
