@@ -14,6 +14,7 @@ LookupOperation::LookupOperation(const Id& target, const Id& own, bool patient, 
     : lookup_(target, own, patient), done_(std::move(done)) {}
 
 void LookupOperation::start(OperationHost& host, const std::vector<Contact>& near) {
+  started_ = true;
   for (const Contact& contact : near)
     lookup_.add(contact);
   pump(host);

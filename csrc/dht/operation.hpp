@@ -67,7 +67,7 @@ public:
                  const Reply& reply) override;
   void on_overdue(OperationHost& host, const SentRequest& request) override;
   void on_failed(OperationHost& host, const SentRequest& request) override;
-  bool finished() const override { return lookup_.finished(); }
+  bool finished() const override { return started_ && lookup_.finished(); }
   void complete(OperationHost& host) override;
 
 protected:
@@ -79,6 +79,7 @@ protected:
   size_t answered_ = 0;
 
 private:
+  bool started_ = false; // it may have to wait for a way into the network
   Done done_;
 };
 
