@@ -2,8 +2,9 @@
 
 namespace lah::net {
 namespace {
+constexpr int kGoodbyeMs = 500; // the last answers may take this long to leave, in the background
 constexpr int kMessagesPerTurn = 64; // then timers and other sockets have their turn
-}
+} // namespace
 
 CallServer::CallServer(NetThread& thread, ZmqContext& zmq, crypto::Identity identity,
                        batching::Batcher& batcher, ByteAllocator& allocator, uint64_t boot_id)
@@ -14,7 +15,11 @@ CallServer::~CallServer() {
   batcher_.connect(nullptr);
   thread_.run_and_wait([this] { // everything posted before has run by then
     thread_.remove(*this);
-    socket_.close();
+    if (socket_) {
+      server_.say_goodbye();
+      socket_.set(zmq::sockopt::linger, kGoodbyeMs);
+      socket_.close();
+    }
   });
 }
 

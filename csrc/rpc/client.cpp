@@ -167,6 +167,18 @@ void Client::fail_peer(Peer& peer, const Error& error) {
     finish(id, {error});
 }
 
+// Down, and probed from now on until it answers again.
+void Client::give_up(Time now, PeerId id, Peer& peer, const Error& error) {
+  fail_peer(peer, error);
+  peer.waiting_since = kNever;
+  peer.probe_until = now + config_.probe_for;
+  peer.next_ping = now + config_.probe_interval;
+  if (!peer.down) {
+    peer.down = true;
+    on_peer_(id, false);
+  }
+}
+
 void Client::heard(Time now, PeerId id, Peer& peer) {
   peer.heard = now;
   if (peer.down) {
@@ -187,7 +199,8 @@ void Client::on_frames(Time now, PeerId peer_id, ByteView header, ByteView chunk
           handle(now, peer_id, known, chunk);
       },
       *message);
-  heard(now, peer_id, peers_[peer_id]); // afterwards: nothing may be owed any more
+  if (!std::holds_alternative<GoAway>(*message))
+    heard(now, peer_id, peers_[peer_id]); // afterwards: nothing may be owed any more
 }
 
 void Client::handle(Time now, PeerId peer_id, const ResultMessage& message, ByteView chunk) {
@@ -266,6 +279,10 @@ void Client::handle(Time now, PeerId peer_id, const Pong& message, ByteView) {
     fail_peer(peer, {ErrorCode::kPeerUnreachable, "the server restarted during the call"});
 }
 
+void Client::handle(Time now, PeerId peer_id, const GoAway&, ByteView) {
+  give_up(now, peer_id, peers_[peer_id], {ErrorCode::kShuttingDown, "the server is shutting down"});
+}
+
 void Client::forget(PeerId id) {
   if (const auto found = peers_.find(id); found != peers_.end()) {
     fail_peer(found->second, {ErrorCode::kPeerUnreachable, "the connection was closed"});
@@ -308,15 +325,10 @@ void Client::check_peer(Time now, PeerId id, Peer& peer) {
     return;
   const bool silent = peer.waiting_since != kNever && now - peer.waiting_since >= config_.silence;
   if (silent) {
-    fail_peer(peer, {ErrorCode::kPeerUnreachable,
-                     peer.heard == 0 ? "no connection within " + seconds_text(config_.silence)
-                                     : "silent for " + seconds_text(now - peer.heard)});
-    peer.waiting_since = kNever;
-    peer.probe_until = now + config_.probe_for;
-    if (!peer.down) {
-      peer.down = true;
-      on_peer_(id, false);
-    }
+    give_up(now, id, peer,
+            {ErrorCode::kPeerUnreachable,
+             peer.heard == 0 ? "no connection within " + seconds_text(config_.silence)
+                             : "silent for " + seconds_text(now - peer.heard)});
   }
   send_ping(now, id, peer);
   if (peer.waiting_since != kNever)

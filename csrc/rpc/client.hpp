@@ -109,6 +109,7 @@ private:
   void send_ping(Time now, PeerId id, Peer& peer);
   void finish(const RequestId& id, const Outcome& outcome);
   void fail_peer(Peer& peer, const Error& error);
+  void give_up(Time now, PeerId id, Peer& peer, const Error& error);
   void heard(Time now, PeerId id, Peer& peer);
   void check_peer(Time now, PeerId id, Peer& peer);
 
@@ -117,6 +118,7 @@ private:
   void handle(Time now, PeerId peer, const Credit& message, ByteView chunk);
   void handle(Time now, PeerId peer, const ErrorMessage& message, ByteView chunk);
   void handle(Time now, PeerId peer, const Pong& message, ByteView chunk);
+  void handle(Time now, PeerId peer, const GoAway& message, ByteView chunk);
   void take_bytes(const RequestId& id, OpenCall& call, uint64_t offset, ByteView chunk);
 
   Link& link_;

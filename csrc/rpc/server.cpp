@@ -268,6 +268,14 @@ void Server::forget(PeerId id) {
   peers_.erase(id);
 }
 
+void Server::say_goodbye() {
+  const Buffer goodbye = encode(GoAway{});
+  for (const auto& [id, peer] : std::exchange(peers_, {}))
+    link_.send(id, goodbye, {}); // a peer that cannot take it finds out by silence
+  incoming_.clear();
+  receiving_bytes_ = 0;
+}
+
 void Server::on_timer(Time now) {
   for (auto it = incoming_.begin(); it != incoming_.end();) {
     const CallKey key = it->first;

@@ -59,6 +59,7 @@ public:
   void reply(const CallKey& key, OutgoingResult result);
   void fail(const CallKey& key, const Error& error);
   void forget(PeerId peer); // nothing of this peer is kept
+  void say_goodbye();       // tells every peer that no more answers will come
 
   struct Counters {
     uint64_t calls = 0;

@@ -245,6 +245,18 @@ TEST(RpcCalls, ARestartedServerFailsTheCallsOfItsFormerLife) {
   EXPECT_EQ(sink.code(), ErrorCode::kPeerUnreachable);
 }
 
+TEST(RpcCalls, AServerThatLeavesSaysSo) {
+  Pair pair;
+  TestSink sink;
+  pair.client.start(pair.now, kPeer, pair.call({pattern(8, 1)}, pair.now + 60 * kSecond), sink);
+  pair.deliver_all();
+  pair.server.say_goodbye();
+  pair.deliver_all();
+  EXPECT_EQ(sink.code(), ErrorCode::kShuttingDown);
+  ASSERT_EQ(pair.events.size(), 1u);
+  EXPECT_FALSE(pair.events[0].second);
+}
+
 TEST(RpcCalls, StreamsWithGapsAndFalseLengthsAreRefused) {
   Pair pair;
   const std::vector<Buffer> tensors{pattern(5'000'000, 1)};
