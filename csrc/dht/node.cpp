@@ -245,11 +245,11 @@ void Node::settle() {
 void Node::abandon() {
   closing_ = true; // what callbacks start now ends at once
   tasks_.clear();
-  hello_.abandon();
-  for (auto& [id, operation] : std::exchange(operations_, {}))
-    finished_.push_back(std::move(operation));
   for (auto& operation : std::exchange(parked_, {}))
     finished_.push_back(std::move(operation));
+  for (auto& [id, operation] : std::exchange(operations_, {}))
+    finished_.push_back(std::move(operation));
+  hello_.abandon();
   settle();
 }
 
