@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import sys
 import threading
 import traceback
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +20,7 @@ from learning_at_home.schema import TensorProto
 _FORWARD, _BACKWARD = 1, 2  # csrc/rpc/message.hpp: Method
 _TAKE_TIMEOUT = 1.0  # seconds between looks at whether to stop; stop() wakes the loop at once
 _MAX_TRACEBACK = 16_000
+_INTERRUPTED = 130  # exit status of a process that an interrupt ended, as shells count
 
 
 class TesseractRuntime:
@@ -59,6 +62,8 @@ class TesseractRuntime:
             self.core.set_description(uid, backend.schema.to_json())
         self._slab = _slab(1 << 20, self.device)
         self._thread: threading.Thread | None = None
+        self._owner = os.getpid()
+        self._abandoned = False  # a wait for the running batch was interrupted
 
     def main(self) -> None:
         """Compute until `shutdown()`. Runs in the calling thread."""
@@ -73,17 +78,41 @@ class TesseractRuntime:
                 self._process(*taken)
 
     def start(self) -> None:
-        """Run `main` in a thread."""
+        """Run `main` in a thread. An interpreter that exits meanwhile waits for the running batch."""
         self._thread = threading.Thread(target=self.main, name="lah-runtime", daemon=True)
         self._thread.start()
+        atexit.register(self._end_with_interpreter)
 
     def shutdown(self, timeout: float | None = None) -> bool:
         """Refuse what waits, finish the running batch; True if the loop has ended within `timeout` seconds."""
         self.core.stop()
-        if self._thread is not None:
+        if self._thread is None:
+            return True
+        try:
             self._thread.join(timeout)
-            return not self._thread.is_alive()
-        return True
+        except KeyboardInterrupt:
+            self._abandoned = True
+            raise
+        ended = not self._thread.is_alive()
+        if ended:
+            atexit.unregister(self._end_with_interpreter)
+        return ended
+
+    def _end_with_interpreter(self) -> None:
+        # A thread that computes while the interpreter is torn down ends the process by SIGABRT. So it is
+        # waited for; once such a wait was interrupted, now or before, the process leaves without teardown.
+        if os.getpid() != self._owner:
+            return
+        try:
+            if not self._abandoned:
+                self.shutdown()
+                return
+        except KeyboardInterrupt:
+            pass
+        if self._thread is not None and self._thread.is_alive():
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(_INTERRUPTED)
 
     def _process(self, batch: int, pool_index: int, rows: int, training: bool, offsets: list[int]) -> None:
         backend, pool = self._pools[pool_index]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import ipaddress
 import logging
 import os
 import secrets
+import signal
 import threading
-import time
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from learning_at_home._net_thread import get_net_thread
 from learning_at_home.client.transport import resolve
-from learning_at_home.errors import InvalidArgument
+from learning_at_home.errors import InvalidArgument, LearningAtHomeError
 from learning_at_home.runtime.expert_backend import ExpertBackend
 from learning_at_home.runtime.runtime import TesseractRuntime
 
@@ -22,14 +25,17 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_WITHDRAW_TIMEOUT = 0.5  # seconds; peers that never hear of it see the declaration expire
 _PORT_TRIES = 20  # port 0: TCP picks one, whose UDP twin may be taken
 
 
 class TesseractServer:
     """Serves experts over ZeroMQ with CURVE encryption, and declares them in the network every `update_period`.
 
-    One process, one network thread, one runtime thread. Use it as ``with server:``, call ``start(block=False)``, or
-    ``start()`` / ``start=True`` to serve until Ctrl-C: the first lets the running batch finish, a second one leaves at once.
+    One process, one network thread, one runtime thread. Use it as ``with server:``, call
+    ``start(block=False)``, or ``start()`` / ``start=True`` to serve until Ctrl-C: the first lets the running
+    batch finish and returns, a second one ends the process at once. A server that still runs when the
+    interpreter exits is shut down first.
 
     Args:
         network: where to declare the experts; it is started if it was not. None serves without declaring: callers
@@ -81,6 +87,8 @@ class TesseractServer:
         self._hello: Any = None
         self._running = False
         self._closed = False
+        self._ended = threading.Event()
+        self._owner = os.getpid()
         if start:
             self.start()
 
@@ -90,33 +98,45 @@ class TesseractServer:
         return self.runtime.expert_backends
 
     def start(self, block: bool = True) -> None:
-        """Listen, declare, compute. With `block`, return only after Ctrl-C or `shutdown()` from another thread."""
+        """Listen, declare, compute. With `block`, return after Ctrl-C or a `shutdown()` in another thread.
+
+        While it blocks the main thread, a second Ctrl-C ends the process by SIGINT's default action: whoever
+        asks twice does not want to wait for a long batch. A SIGINT handler of your own stays in charge.
+        """
         if self._closed:
             raise RuntimeError("this server was shut down; make a new one")
         if not self._running:
-            self._listen()
-            self.runtime.start()
-            self._running = True
-            self._declare()
+            try:
+                self._listen()
+                self._running = True
+                self.runtime.start()
+                atexit.register(self._end_with_interpreter)
+                self._declare()
+            except BaseException:
+                self.shutdown()
+                raise
         if block:
             self._serve_until_interrupted()
 
     def shutdown(self, timeout: float | None = None) -> bool:
         """Withdraw the declaration, refuse what waits, finish the running batch, free the port.
 
-        Returns True if the running batch ended within `timeout` seconds. Safe to call twice.
+        Returns True if the running batch ended within `timeout` seconds; if not, its callers are told that
+        the server is gone. Safe to call twice.
         """
         if self._closed:
-            return True
+            return self.runtime.shutdown(timeout)
         self._closed = True
-        if self._running and self.network is not None:
-            self.network.undeclare_experts(timeout=1.0)
-        ended = self.runtime.shutdown(timeout)
-        self.runtime.core.close()
-        if self._hello is not None:
-            self._hello.close()
-        self._running = False
-        return ended
+        try:
+            self._withdraw()
+            return self.runtime.shutdown(timeout)
+        finally:  # also when the wait is interrupted
+            self.runtime.core.close()
+            if self._hello is not None:
+                self._hello.close()
+            self._running = False
+            self._ended.set()
+            atexit.unregister(self._end_with_interpreter)
 
     def counters(self) -> dict[str, int]:
         """Totals since the start: requests, batches, rows, expired, failed, refused, bad_frames, python_entries."""
@@ -168,12 +188,43 @@ class TesseractServer:
             update_period=self.update_period,
         )
 
-    def _serve_until_interrupted(self) -> None:
-        wake = threading.Event()
+    def _withdraw(self) -> None:
+        network = self.network
+        if not self._running or network is None or not network.is_running:
+            return
         try:
-            while self._running:
-                wake.wait(0.2)
-        except KeyboardInterrupt:
-            logger.info("interrupted: finishing the running batch (interrupt again to leave at once)")
-            self.shutdown()
-            time.sleep(0)  # lets a second interrupt through here rather than in the caller
+            network.undeclare_experts(timeout=_WITHDRAW_TIMEOUT)
+        except LearningAtHomeError as error:  # it was shut down meanwhile; the declaration expires
+            logger.info("the declaration could not be withdrawn: %s", error)
+
+    def _serve_until_interrupted(self) -> None:
+        with _second_interrupt_ends_process():
+            try:
+                self._ended.wait()
+            except KeyboardInterrupt:
+                logger.warning("interrupted: finishing the running batch (interrupt again to leave at once)")
+                self.shutdown()
+
+    def _end_with_interpreter(self) -> None:
+        if os.getpid() == self._owner:
+            with suppress(KeyboardInterrupt):  # the runtime's own exit goes on from there
+                self.shutdown()
+
+
+@contextmanager
+def _second_interrupt_ends_process() -> Iterator[None]:
+    """The first SIGINT raises KeyboardInterrupt; the next has its default action, which needs no GIL."""
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
