@@ -75,6 +75,33 @@ def test_old_arguments_are_accepted():
     assert backend.outputs_schema == lib.BatchTensorProto(4)
 
 
+def test_task_pools_serve_this_process_too():
+    module = NetworkBlock(4)
+    backend = lib.ExpertBackend(
+        "expert.0", module, torch.optim.SGD(module.parameters(), 0.1), args_schema=(lib.BatchTensorProto(4),)
+    )
+    runtime = lib.TesseractRuntime({"expert.0": backend})
+    runtime.start()
+    forward, backward = backend.get_pools()
+    x = torch.randn(3, 4)
+    want = module(x).detach()
+    (out,) = forward.submit_task(x).result(timeout=20)
+    assert torch.equal(out, want)
+    (grad,) = backward.submit_task(x, torch.ones(3, 4)).result(timeout=20)
+    assert grad.shape == x.shape
+    assert backend.updates == 1
+    with pytest.raises(lib.errors.SchemaMismatch, match="expected 1 tensors, got 2"):
+        forward.submit_task(x, x)
+    late = forward.submit_task(x, timeout=0.0)
+    with pytest.raises(lib.errors.DeadlineExceeded):
+        late.result()
+    assert runtime.shutdown(timeout=20)
+    with pytest.raises(lib.errors.ShuttingDown):
+        forward.submit_task(x)
+    with pytest.raises(lib.errors.InvalidArgument, match="no TesseractRuntime"):
+        lib.TaskPool(lambda x: [x], lib.BatchTensorProto(4), lib.BatchTensorProto(4), uid="lonely").submit_task(x)
+
+
 @pytest.mark.parametrize("name", ["PickleSerializer", "SharedArrays", "SharedFuture", "run_and_await_k", "Connection"])
 def test_names_that_are_gone_say_what_replaced_them(name):
     with pytest.raises(AttributeError, match=rf"no {name}: \w+"):

@@ -28,11 +28,13 @@ class ServerCore {
 public:
   ServerCore()
       : owner_(getpid()), bytes_(std::make_unique<batching::BytePool>(size_t{512} << 20)),
-        batcher_(std::make_unique<batching::Batcher>(clock_, *bytes_)) {}
+        batcher_(std::make_unique<batching::Batcher>(clock_, *bytes_)),
+        local_(std::make_unique<batching::LocalCalls>(*batcher_, *bytes_, clock_)) {}
 
   ~ServerCore() {
     if (getpid() != owner_) {
       leak(std::move(server_));
+      leak(std::move(local_));
       leak(std::move(batcher_));
       leak(std::move(bytes_));
       return;
@@ -55,7 +57,7 @@ public:
     if (!address)
       raise_error(address.error());
     auto server = std::make_unique<net::CallServer>(thread.get(), thread.zmq(), identity_from(seed),
-                                                    batcher(), *bytes_, boot_id);
+                                                    batcher(), *local_, *bytes_, boot_id);
     const auto bound = [&] {
       const py::gil_scoped_release release;
       return server->listen(*address, encrypted);
@@ -114,6 +116,43 @@ public:
     batcher().fail(batch, {static_cast<ErrorCode>(code), message, detail});
   }
 
+  uint64_t submit(const std::string& uid, int method, bool training,
+                  const std::vector<TensorTuple>& tensors, double timeout) {
+    rpc::Call call;
+    call.uid = uid;
+    call.method = static_cast<rpc::Method>(method);
+    call.training = training;
+    std::vector<ByteView> views;
+    for (const TensorTuple& tensor : tensors) {
+      call.tensors.push_back(meta_from(tensor));
+      views.emplace_back(reinterpret_cast<const std::byte*>(std::get<0>(tensor)),
+                         call.tensors.back().wire_bytes);
+    }
+    check_not_forked(owner_);
+    const auto ticket = [&] {
+      const py::gil_scoped_release release;
+      return local_->submit(std::move(call), views, seconds(timeout));
+    }();
+    if (!ticket)
+      raise_error(ticket.error());
+    return *ticket;
+  }
+
+  // The result's stream of bytes, or None if it is not there within `timeout`.
+  std::optional<py::bytes> wait(uint64_t ticket, double timeout) {
+    check_not_forked(owner_);
+    const auto answer = [&] {
+      const py::gil_scoped_release release;
+      return local_->wait(ticket, clock_.now() + seconds(timeout));
+    }();
+    if (!answer)
+      return std::nullopt;
+    if (answer->error.code != ErrorCode::kNone)
+      raise_error(answer->error);
+    return py::bytes(reinterpret_cast<const char*>(answer->result.bytes.get()),
+                     rpc::stream_bytes(answer->result.header.tensors));
+  }
+
   py::dict counters() {
     const auto batching = batcher().counters();
     rpc::Server::Counters calls;
@@ -138,6 +177,7 @@ private:
   net::SystemClock clock_;
   std::unique_ptr<batching::BytePool> bytes_;
   std::unique_ptr<batching::Batcher> batcher_;
+  std::unique_ptr<batching::LocalCalls> local_;
   std::unique_ptr<net::CallServer> server_;
   std::atomic<uint64_t> python_entries_{0};
 };
@@ -175,6 +215,8 @@ void bind_batching(py::module_& m) {
            py::arg("boot_id"))
       .def("unlisten", &ServerCore::unlisten)
       .def("take", &ServerCore::take)
+      .def("submit", &ServerCore::submit)
+      .def("wait", &ServerCore::wait)
       .def("finish", &ServerCore::finish)
       .def("fail", &ServerCore::fail)
       .def("stop",

@@ -13,20 +13,6 @@ namespace {
 
 constexpr Duration kSignalSlice = 50 * kMillisecond;
 
-using TensorTuple = std::tuple<uintptr_t, int, std::vector<uint64_t>>; // address, dtype, shape
-
-rpc::TensorMeta meta_from(const TensorTuple& tuple) {
-  rpc::TensorMeta meta;
-  meta.dtype = static_cast<rpc::DType>(std::get<1>(tuple));
-  meta.shape = std::get<2>(tuple);
-  const auto bytes = rpc::tensor_bytes(meta.dtype, meta.shape);
-  if (!bytes)
-    raise_error({ErrorCode::kInvalidArgument,
-                 "one call carries at most " + std::to_string(Limits::kCallBytes) + " bytes"});
-  meta.wire_bytes = *bytes;
-  return meta;
-}
-
 // Memory lent to ZeroMQ stays referenced by frames for a while, also after a timeout: keep the
 // tensors until not busy.
 struct Lease {

@@ -19,6 +19,18 @@ void raise_error(const Error& error) {
   throw py::error_already_set();
 }
 
+rpc::TensorMeta meta_from(const TensorTuple& tensor) {
+  rpc::TensorMeta meta;
+  meta.dtype = static_cast<rpc::DType>(std::get<1>(tensor));
+  meta.shape = std::get<2>(tensor);
+  const auto bytes = rpc::tensor_bytes(meta.dtype, meta.shape);
+  if (!bytes)
+    raise_error({ErrorCode::kInvalidArgument,
+                 "one call carries at most " + std::to_string(Limits::kCallBytes) + " bytes"});
+  meta.wire_bytes = *bytes;
+  return meta;
+}
+
 Duration seconds(double value) {
   if (!std::isfinite(value) || value < 0 || value * 1e3 > static_cast<double>(Limits::kDeadlineMs))
     throw py::value_error("a time must be between 0 and 3600 seconds, got " +

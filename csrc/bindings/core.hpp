@@ -5,10 +5,13 @@
 
 #include <memory>
 #include <string>
+#include <tuple>
+#include <vector>
 
 #include "base/error.hpp"
 #include "base/time.hpp"
 #include "crypto/identity.hpp"
+#include "rpc/message.hpp"
 
 namespace lah::bindings {
 
@@ -27,6 +30,10 @@ template <class T> void leak(std::unique_ptr<T> object) {
 
 // Raises the typed Python error of learning_at_home.errors for this code.
 [[noreturn]] void raise_error(const Error& error);
+
+// A tensor as Python passes it: address, dtype code, shape.
+using TensorTuple = std::tuple<uintptr_t, int, std::vector<uint64_t>>;
+rpc::TensorMeta meta_from(const TensorTuple& tensor);
 
 Duration seconds(double value);
 crypto::Identity identity_from(const pybind11::bytes& seed);

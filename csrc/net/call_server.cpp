@@ -7,12 +7,13 @@ constexpr int kMessagesPerTurn = 64; // then timers and other sockets have their
 } // namespace
 
 CallServer::CallServer(NetThread& thread, ZmqContext& zmq, crypto::Identity identity,
-                       batching::Batcher& batcher, ByteAllocator& allocator, uint64_t boot_id)
-    : thread_(thread), zmq_(zmq), identity_(std::move(identity)), batcher_(batcher),
+                       batching::Batcher& batcher, batching::LocalCalls& answers,
+                       ByteAllocator& allocator, uint64_t boot_id)
+    : thread_(thread), zmq_(zmq), identity_(std::move(identity)), answers_(answers),
       server_(*this, batcher, allocator, boot_id) {}
 
 CallServer::~CallServer() {
-  batcher_.connect(nullptr);
+  answers_.connect(nullptr);
   thread_.run_and_wait([this] { // everything posted before has run by then
     thread_.remove(*this);
     if (socket_) {
@@ -37,7 +38,7 @@ Result<uint16_t> CallServer::listen(const Endpoint& address, bool encrypted) {
       port = static_cast<uint16_t>(std::stoul(bound.substr(bound.rfind(':') + 1)));
       thread_.add(*this);
       thread_.watch(descriptor(socket_), *this);
-      batcher_.connect(this);
+      answers_.connect(this);
     } catch (const zmq::error_t& error) {
       socket_.close();
       port = Error{ErrorCode::kInvalidArgument,

@@ -5,7 +5,7 @@
 #include <unordered_set>
 
 #include "base/endpoint.hpp"
-#include "batching/batcher.hpp"
+#include "batching/local_calls.hpp"
 #include "net/zmq_context.hpp"
 
 namespace lah::net {
@@ -14,8 +14,9 @@ class CallServer final : public Service, public batching::ReplyPort, private rpc
 public:
   // `encrypted` false listens without CURVE; the caller makes sure that the address is loopback.
   CallServer(NetThread& thread, ZmqContext& zmq, crypto::Identity identity,
-             batching::Batcher& batcher, ByteAllocator& allocator, uint64_t boot_id);
-  ~CallServer() override; // stops listening; the batcher's later answers are dropped
+             batching::Batcher& batcher, batching::LocalCalls& answers, ByteAllocator& allocator,
+             uint64_t boot_id);
+  ~CallServer() override; // stops listening; later answers are dropped
 
   // The port listened on (`address.port` 0 picks one), or why not.
   Result<uint16_t> listen(const Endpoint& address, bool encrypted);
@@ -36,7 +37,7 @@ private:
   NetThread& thread_;
   ZmqContext& zmq_;
   crypto::Identity identity_;
-  batching::Batcher& batcher_;
+  batching::LocalCalls& answers_;
   rpc::Server server_;
   zmq::socket_t socket_;
   Time retry_at_ =

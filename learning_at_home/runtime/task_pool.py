@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from learning_at_home.errors import InvalidArgument
+from learning_at_home.errors import DeadlineExceeded, InvalidArgument
 from learning_at_home.nested import nested_flatten
 from learning_at_home.schema import DTYPE_CODES, TensorProto
 
@@ -58,9 +60,12 @@ class TaskPool:
         self.timeout = 0.0 if timeout is None else float(timeout)
         self.queue_limit = min(pool_size or QUEUE_LIMIT, QUEUE_LIMIT)
         self.uid = uid
+        self._core: Any = None
+        self._method = 0
 
     def register(self, core: Any, method: int) -> int:
         """Add this pool to a `_core.ServerCore`; returns its index there."""
+        self._core, self._method = core, method
         return int(
             core.add_pool(
                 self.uid,
@@ -73,3 +78,52 @@ class TaskPool:
                 self.queue_limit,
             )
         )
+
+    def submit_task(self, *tensors: Tensor, training: bool = True, timeout: float = 30.0) -> TaskFuture:
+        """Queue a request of this process, to be batched with all others; the tensors are copied.
+
+        Args:
+            *tensors: flat inputs in schema order, equal numbers of rows.
+            training: the mode the expert runs in.
+            timeout: seconds until the request expires.
+
+        Raises:
+            InvalidArgument: no runtime owns this pool. SchemaMismatch, Overloaded, ShuttingDown.
+        """
+        if self._core is None:
+            raise InvalidArgument(f"pool '{self.uid}': no TesseractRuntime owns it, so nothing would run the task")
+        local = [tensor.detach().cpu().contiguous() for tensor in tensors]
+        specs = [(tensor.data_ptr(), DTYPE_CODES[tensor.dtype], tuple(tensor.shape)) for tensor in local]
+        ticket = self._core.submit(self.uid, self._method, training, specs, timeout)
+        return TaskFuture(self, ticket, len(local[0]), timeout)
+
+
+class TaskFuture:
+    """The answer to a `submit_task`, once it is there."""
+
+    def __init__(self, pool: TaskPool, ticket: int, rows: int, timeout: float):
+        self._pool, self._ticket, self._rows = pool, ticket, rows
+        self._expires = time.monotonic() + timeout
+        self._outputs: list[Tensor] | None = None
+
+    def result(self, timeout: float | None = None) -> list[Tensor]:
+        """The output tensors. Raises the task's typed error, or DeadlineExceeded after `timeout` seconds
+        (by default, when the request expires)."""
+        if self._outputs is None:
+            left = max(self._expires - time.monotonic(), 0.0)
+            stream = self._pool._core.wait(self._ticket, left if timeout is None else min(timeout, left))
+            if stream is None:
+                raise DeadlineExceeded(f"task of pool '{self._pool.uid}': no result yet")
+            self._outputs = _split(self._pool.outputs, self._rows, stream)
+        return self._outputs
+
+
+def _split(protos: Sequence[TensorProto], rows: int, stream: bytes) -> list[Tensor]:
+    """Cut a stream (csrc/rpc/stream.hpp: tensors on 64-byte boundaries) into tensors."""
+    buffer, at, tensors = torch.frombuffer(bytearray(stream), dtype=torch.uint8), 0, []
+    for proto in protos:
+        tensor = proto.make_empty(rows).detach()
+        tensor.view(-1).view(torch.uint8).copy_(buffer[at : at + tensor.nbytes])
+        at += (tensor.nbytes + 63) // 64 * 64
+        tensors.append(tensor)
+    return tensors
