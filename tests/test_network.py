@@ -1,0 +1,489 @@
+"""`TesseractNetwork` over real sockets on loopback."""
+
+from __future__ import annotations
+
+import copy
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from multiprocessing.reduction import ForkingPickler
+
+import pytest
+
+import learning_at_home as lib
+from learning_at_home import errors
+
+HERE = "127.0.0.1"
+PATIENCE = 30.0  # seconds; for a busy machine, never waited for in full
+Join = Callable[..., lib.TesseractNetwork]
+
+
+@pytest.fixture
+def join() -> Iterator[Join]:
+    """Makes started networks that join the first one made, and shuts all of them down."""
+    with ExitStack() as stack:
+        made: list[lib.TesseractNetwork] = []
+
+        def make(*peers: tuple[str, int], **kwargs: object) -> lib.TesseractNetwork:
+            if not peers and made:
+                peers = ((HERE, made[0].port),)
+            options: dict = {"port": 0, "host": HERE, **kwargs}
+            network = stack.enter_context(lib.TesseractNetwork(*peers, **options))
+            made.append(network)
+            return network
+
+        yield make
+
+
+def eventually(check: Callable[[], bool], within: float = PATIENCE) -> bool:
+    deadline = time.monotonic() + within
+    while not check():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def grid_uids(prefix: str, rows: int, columns: int) -> list[str]:
+    return [f"{prefix}.{i}.{j}" for i in range(rows) for j in range(columns)]
+
+
+def alive_uids(network: lib.TesseractNetwork, prefix: str, grid: tuple[int, ...]) -> set[str]:
+    return {expert.uid for expert in network.alive_experts(prefix, grid)}
+
+
+# --- records ------------------------------------------------------------------------------------------------
+
+
+def test_lone_node_stores_and_finds(join: Join) -> None:
+    """Note 6A-23: a node without neighbours could not store."""
+    node = join()
+    assert node.wait_ready(0)
+    assert node.store("name", b"value") == 1
+    assert node.get("name") == [(node.public_key, b"value")]
+    node.declare_experts(["solo.0"], HERE, 4000)
+    (expert,) = node.get_experts(["solo.0"])
+    assert expert is not None
+    assert (expert.host, expert.port, expert.key) == (HERE, 4000, node.public_key)
+
+
+def test_records_travel_and_the_newest_wins(join: Join) -> None:
+    nodes = [join() for _ in range(4)]
+    assert all(node.wait_ready(PATIENCE) for node in nodes)
+    assert nodes[1].store("name", b"old") >= 2
+    nodes[1].store("name", b"new")
+    nodes[2].store("name", b"other")
+    for node in nodes:
+        assert dict(node.get("name")) == {nodes[1].public_key: b"new", nodes[2].public_key: b"other"}
+    assert nodes[0].get("absent") == []
+
+
+def test_record_expires(join: Join) -> None:
+    first, second = join(), join()
+    assert second.wait_ready(PATIENCE)
+    stored_at = time.time()
+    second.store("name", b"value", expiration=0.5)
+    assert eventually(lambda: first.get("name") == [])
+    assert time.time() - stored_at >= 0.49
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expiration"),
+    [
+        ("", b"x", 60),
+        ("n", b"", 60),
+        ("n", b"x" * 901, 60),
+        ("n", b"x", 601),
+        ("n", b"x", 0),
+        ("n", b"x", -1),
+    ],
+)
+def test_bad_records_are_refused(join: Join, name: str, value: bytes, expiration: float) -> None:
+    with pytest.raises(errors.InvalidArgument):
+        join().store(name, value, expiration)
+
+
+# --- experts ------------------------------------------------------------------------------------------------
+
+
+def test_all_64_experts_of_one_call_are_seen(join: Join) -> None:
+    """Note 6A-26: of 64 experts declared in one call, 45 to 59 were visible."""
+    join()
+    server, trainer = join(), join()
+    uids = grid_uids("ffn", 8, 8)
+    trainer.watch("ffn", [8, 8], period=0.1)
+    assert server.declare_experts(uids, HERE, 4321, boot_id=9) >= 2
+    assert eventually(lambda: alive_uids(trainer, "ffn", (8, 8)) == set(uids))
+    version, experts = trainer.alive("ffn", [8, 8])
+    assert version == trainer.alive_version("ffn", [8, 8]) > 0
+    assert [expert[0] for expert in experts] == list(range(64))
+    assert experts[9] == (9, "ffn.1.1", HERE, 4321, server.public_key, 9)
+    found = trainer.get_experts([*uids, "ffn.9.9", "expert0"], heartbeat_expiration=120)
+    assert [expert is not None for expert in found] == [True] * 64 + [False, False]
+
+
+def test_first_k_active_keeps_order_and_skips_the_dead(join: Join) -> None:
+    node = join()
+    node.declare_experts(["ffn.1.5", "ffn.3.2", "expert0"], HERE, 4000)
+    asked = ["ffn.0", "ffn.3", "ffn.2", "ffn.1", "expert0", "ffn.1.5", "absent"]
+    assert node.first_k_active(asked, k=2) == ["ffn.3", "ffn.1"]
+    assert node.first_k_active(asked, k=9, max_prefetch=4, heartbeat_expiration=1) == [
+        "ffn.3",
+        "ffn.1",
+        "expert0",
+        "ffn.1.5",
+    ]
+
+
+def test_dead_server_vanishes_and_a_new_one_takes_its_place(join: Join) -> None:
+    root, trainer = join(), join()
+    trainer.watch("ffn", [4], period=0.1)
+    server = join()
+    server.declare_experts(["ffn.0", "ffn.1"], HERE, 4000, update_period=0.5, expiration=1.5)
+    assert eventually(lambda: len(trainer.alive("ffn", [4])[1]) == 2)
+    server.shutdown()  # says nothing to anybody
+    assert eventually(lambda: len(trainer.alive("ffn", [4])[1]) == 0)
+    server = join((HERE, root.port))
+    server.declare_experts(["ffn.1"], HERE, 4001, update_period=0.5, expiration=1.5)
+    assert eventually(lambda: alive_uids(trainer, "ffn", (4,)) == {"ffn.1"})
+
+
+def test_declarations_outlive_their_expiry_while_the_server_lives(join: Join) -> None:
+    join()
+    server, trainer = join(), join()
+    server.declare_experts(["ffn.0"], HERE, 4000, update_period=0.2, expiration=4.0)
+    declared_at = time.monotonic()
+    trainer.watch("ffn", [1], period=0.1)
+    assert eventually(lambda: len(trainer.alive("ffn", [1])[1]) == 1)
+    while time.monotonic() < declared_at + 5.0:
+        assert len(trainer.alive("ffn", [1])[1]) == 1
+        time.sleep(0.05)
+
+
+def test_undeclared_experts_vanish_at_the_next_refresh(join: Join) -> None:
+    join()
+    server, trainer = join(), join()
+    server.declare_experts(["ffn.0"], HERE, 4000)
+    trainer.watch("ffn", [1], period=0.1)
+    assert eventually(lambda: len(trainer.alive("ffn", [1])[1]) == 1)
+    server.undeclare_experts()
+    assert eventually(lambda: len(trainer.alive("ffn", [1])[1]) == 0)
+
+
+def test_restart_with_the_same_identity_is_seen_as_the_same_owner(join: Join) -> None:
+    root, trainer = join(), join()
+    trainer.watch("ffn", [1], period=0.1)
+    seed = bytes(range(32))
+    for boot_id, port in ((1, 4000), (2, 4001)):
+        server = join((HERE, root.port), identity=seed)
+        key = server.public_key
+        server.declare_experts(["ffn.0"], HERE, port, boot_id=boot_id)
+        wanted = (0, "ffn.0", HERE, port, key, boot_id)
+        assert eventually(lambda wanted=wanted: list(trainer.alive("ffn", [1])[1]) == [wanted])
+        server.shutdown()
+
+
+def test_suspects_are_left_out_until_forgiven(join: Join) -> None:
+    node = join()
+    node.declare_experts(["ffn.0"], HERE, 4000, boot_id=5)
+    assert node.wait_alive("ffn", [1], timeout=PATIENCE)
+    node.suspect(node.public_key, 60.0)
+    assert node.alive("ffn", [1])[1] == ()
+    assert node.get_experts(["ffn.0"]) == [None]
+    node.forgive(node.public_key)
+    assert len(node.alive("ffn", [1])[1]) == 1
+    node.suspect(node.public_key, 60.0, boot_id=4)  # an earlier incarnation
+    assert len(node.alive("ffn", [1])[1]) == 1
+
+
+def test_two_prefixes_do_not_mix_and_a_number_may_end_a_prefix(join: Join) -> None:
+    node = join()
+    node.declare_experts(["layer.0.3", "layer.1.2", "other.3"], HERE, 4000)
+    for prefix, uid in (("layer.0", "layer.0.3"), ("layer.1", "layer.1.2"), ("other", "other.3")):
+        assert node.wait_alive(prefix, [4], timeout=PATIENCE)
+        assert alive_uids(node, prefix, (4,)) == {uid}
+
+
+def test_minority_schema_is_left_out_with_one_warning(join: Join) -> None:
+    node = join()
+    hashes = {"ffn.0": 7, "ffn.1": 7, "ffn.2": 2**64 - 1}
+    node.declare_experts(hashes, HERE, 4000, schema_hashes=hashes)
+    assert node.wait_alive("ffn", [4], timeout=PATIENCE)
+    with pytest.warns(RuntimeWarning, match="1 experts of prefix 'ffn'"):
+        assert alive_uids(node, "ffn", (4,)) == {"ffn.0", "ffn.1"}
+    assert alive_uids(node, "ffn", (4,)) == {
+        "ffn.0",
+        "ffn.1",
+    }  # warnings are errors here; a second would raise
+
+
+def test_declaring_with_wait_timeout_works(join: Join) -> None:
+    """Note 6A-18: declare_experts(wait_timeout > 0) raised, and would have reported before the stores ended."""
+    join()
+    server = join()
+    assert server.declare_experts(["ffn.0"], HERE, 4000, wait_timeout=5) >= 2
+
+
+def test_announced_address_is_what_the_server_says(join: Join) -> None:
+    """Note 6A-20: 127.0.0.1 was announced whatever the server listened on."""
+    join()
+    server, trainer = join(), join()
+    server.declare_experts(["ffn.0"], ["203.0.113.7", HERE], 4000)
+    (expert,) = trainer.get_experts(["ffn.0"])
+    assert expert is not None
+    assert expert.host == "203.0.113.7"
+
+
+def test_unannounced_address_is_the_one_peers_see(join: Join) -> None:
+    join()
+    server, trainer = join(), join()
+    assert server.wait_ready(PATIENCE)
+    server.declare_experts(["ffn.0"], None, 4000)
+    (expert,) = trainer.get_experts(["ffn.0"])
+    assert expert is not None
+    assert expert.host == HERE
+
+
+def test_time_zones_do_not_matter(join: Join) -> None:
+    """Note 6A-8: heartbeats in naive local time died with the time zone."""
+    root = join()
+    code = (
+        "import sys, time; time.tzset(); import learning_at_home as lib\n"
+        f"with lib.TesseractNetwork(('{HERE}', {root.port}), port=0, host='{HERE}') as node:\n"
+        "    print(node.declare_experts(['far.0'], '127.0.0.1', 4000), flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    environment = {**os.environ, "TZ": "Pacific/Kiritimati"}  # UTC+14
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    ) as server:
+        assert server.stdout is not None
+        assert int(server.stdout.readline()) >= 2
+        (expert,) = root.get_experts(["far.0"])
+        assert expert is not None
+        server.communicate()
+
+
+def test_lookups_from_many_threads(join: Join) -> None:
+    """Note 6A-10: the network answered one caller at a time, each by lookups of its own."""
+    join()
+    server, trainer = join(), join()
+    uids = grid_uids("ffn", 4, 4)
+    server.declare_experts(uids, HERE, 4000)
+    results: list[int] = []
+
+    def look() -> None:
+        for _ in range(20):
+            results.append(sum(expert is not None for expert in trainer.get_experts(uids)))
+
+    threads = [threading.Thread(target=look) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [16] * 160
+
+
+# --- the node -----------------------------------------------------------------------------------------------
+
+
+def test_networks_of_different_ids_do_not_mix(join: Join) -> None:
+    first = join()
+    second = join(network_id="other")
+    assert not second.wait_ready(0.5)
+    first.store("name", b"value")
+    assert second.get("name", timeout=0.5) == []
+    assert second.ping(HERE, first.port, timeout=0.3) is None
+    assert first.status()["peers"] == 0
+
+
+def test_ping_and_status(join: Join) -> None:
+    first, second = join(), join()
+    assert second.wait_ready(PATIENCE)
+    round_trip = second.ping("localhost", first.port, timeout=5.0)
+    assert round_trip is not None
+    assert 0 < round_trip < 5
+    status = second.status()
+    assert status["ready"]
+    assert not status["isolated"]
+    assert status["peers"] == 1
+    assert status["observed"] == HERE
+    assert status["packets_in"] > 0
+    assert status["bad_packets"] == 0
+
+
+def test_unreachable_seed_never_blocks_construction(join: Join) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind((HERE, 0))
+        began = time.monotonic()
+        node = join((HERE, silent.getsockname()[1]))
+        assert not node.wait_ready(0.05)
+        assert node.store("name", b"value", timeout=1.0) == 1
+        assert node.get("name", timeout=1.0) == [(node.public_key, b"value")]
+        assert node.status()["isolated"]
+    assert time.monotonic() - began < PATIENCE
+
+
+def test_client_mode_asks_but_is_in_no_table(join: Join) -> None:
+    root = join()
+    client = join(client_mode=True)
+    assert client.wait_ready(PATIENCE)
+    assert client.store("name", b"value") == 2
+    assert root.get("name") == [(client.public_key, b"value")]
+    assert root.status()["peers"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"port": -1}, "port"),
+        ({"port": 65536}, "port"),
+        ({"port": "8081"}, "port"),
+        ({"port": True}, "port"),
+        ({"host": "no such host."}, "host"),
+        ({"host": ""}, "host"),
+        ({"identity": b"short"}, "identity"),
+        ({"network_id": ""}, "network_id"),
+    ],
+)
+def test_bad_arguments_are_named(arguments: dict, named: str) -> None:
+    with pytest.raises(errors.InvalidArgument, match=named):
+        lib.TesseractNetwork(**arguments)
+
+
+@pytest.mark.parametrize(
+    "peer", ["localhost:1", ("localhost",), ("localhost", 0), (1, 2), ("localhost", 70000)]
+)
+def test_bad_peers_are_named(peer: object) -> None:
+    with pytest.raises(errors.InvalidArgument, match="initial_peers"):
+        lib.TesseractNetwork(peer)
+
+
+@pytest.mark.parametrize("uids", [["ffn.01"], ["x" * 129], [""], [5], "ffn.0"])
+def test_bad_uids_are_named(join: Join, uids: list[str]) -> None:
+    with pytest.raises(errors.InvalidArgument, match="uids"):
+        join().declare_experts(uids, HERE, 4000)
+
+
+@pytest.mark.parametrize("grid", [[], [0], [-1], [70000], [300, 300]])
+def test_bad_grids_are_refused(join: Join, grid: list[int]) -> None:
+    node = join()
+    with pytest.raises(errors.InvalidArgument):
+        node.alive("ffn", grid)
+    with pytest.raises(errors.InvalidArgument):  # and again: nothing half-made is left behind
+        node.alive("ffn", grid)
+
+
+def test_address_in_use_names_the_port(join: Join) -> None:
+    taken = join().port
+    with pytest.raises(errors.InvalidArgument, match=f"port.*{taken}.*in use"):
+        lib.TesseractNetwork(host=HERE, port=taken, start=True)
+
+
+def test_life_cycle() -> None:
+    network = lib.TesseractNetwork(port=0, host=HERE)
+    assert not network.is_running
+    with pytest.raises(RuntimeError, match="not started"):
+        network.get("name")
+    network.start()
+    network.start()
+    assert network.port != 0
+    assert copy.deepcopy({"net": network})["net"] is network
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        ForkingPickler.dumps(network)
+    network.shutdown()
+    network.shutdown()
+    with pytest.raises(RuntimeError, match="shut down"):
+        network.get("name")
+    with pytest.raises(RuntimeError, match="shut down"):
+        network.start()
+
+
+def test_shutdown_ends_calls_that_wait() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind((HERE, 0))
+        network = lib.TesseractNetwork((HERE, silent.getsockname()[1]), port=0, host=HERE, start=True)
+        ended: list[BaseException] = []
+
+        def wait() -> None:
+            try:
+                network.get("name", timeout=600.0)
+            except errors.ShuttingDown as error:
+                ended.append(error)
+
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        assert eventually(lambda: network.status()["operations"] == 1)
+        network.shutdown()
+        waiter.join(PATIENCE)
+        assert len(ended) == 1
+
+
+def open_files_and_threads() -> tuple[int, int]:
+    """Of this process; native threads are counted where the system tells."""
+    tasks = "/proc/self/task"
+    return len(os.listdir("/dev/fd")), len(os.listdir(tasks)) if os.path.isdir(tasks) else 0
+
+
+def test_thousand_create_and_close_cycles_leak_nothing() -> None:
+    """Must hold: 1,000 create/close cycles of a network leak no fd."""
+    keeper = lib.TesseractNetwork(port=0, host=HERE, start=True)  # holds the network thread
+    before = open_files_and_threads()
+    for _ in range(1000):
+        lib.TesseractNetwork((HERE, keeper.port), port=0, host=HERE, start=True).shutdown()
+    assert open_files_and_threads() == before
+    keeper.shutdown()
+
+
+def test_networks_and_their_thread_come_and_go() -> None:
+    lib.TesseractNetwork(port=0, host=HERE, start=True).shutdown()
+    before = open_files_and_threads()
+    for _ in range(50):
+        lib.TesseractNetwork(port=0, host=HERE, start=True)  # never shut down: collected
+    assert open_files_and_threads() == before
+
+
+def test_forked_child_gets_a_clear_error_and_harms_nothing(join: Join) -> None:
+    first, second = join(), join()
+    assert second.wait_ready(PATIENCE)
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            second.get("name")
+        except RuntimeError as error:
+            os.write(write, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    assert os.waitpid(child, 0)[1] == 0
+    with os.fdopen(read, "rb") as pipe:
+        assert b"fork" in pipe.read()
+    second.store("name", b"value")
+    assert len(first.get("name")) == 1
+
+
+def test_interrupt_ends_a_waiting_call() -> None:
+    code = f"""
+import socket, learning_at_home as lib
+silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+silent.bind(("{HERE}", 0))
+with lib.TesseractNetwork(("{HERE}", silent.getsockname()[1]), port=0, host="{HERE}") as network:
+    print("waiting", flush=True)
+    network.wait_ready(600.0)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"waiting\n"
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=PATIENCE)
+    assert b"KeyboardInterrupt" in stderr
