@@ -153,7 +153,12 @@ class Swarm:
         return process
 
     def _stop_all(self) -> None:
-        for process in self._processes:
-            process.terminate()
-        for process in self._processes:
-            process.stop()
+        root, *servers = self._processes
+        for group in (
+            servers,
+            [root],
+        ):  # servers take their declarations back while the network still answers
+            for process in group:
+                process.terminate()
+            for process in group:
+                process.stop()
