@@ -7,6 +7,7 @@
 // message, or null.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 namespace lah::ops {
@@ -107,9 +108,8 @@ inline int64_t stats_tiles(int64_t tokens) {
 // Tiles of consecutive assignments whose counts CUDA takes at once: enough to fill a device, and at
 // most 64 MiB of counters.
 inline int64_t rank_tile(int64_t assignments, int64_t experts) {
-  const int64_t most = (int64_t{16} << 20) / experts;
-  const int64_t tile = (assignments + most - 1) / most;
-  return (tile < 256 ? 256 : tile + 31) / 32 * 32;
+  const int64_t most = std::min<int64_t>(512, (int64_t{16} << 20) / experts);
+  return std::max<int64_t>(256, ((assignments + most - 1) / most + 31) / 32 * 32);
 }
 inline int64_t rank_tiles(int64_t assignments, int64_t experts) {
   const int64_t tile = rank_tile(assignments, experts);

@@ -85,6 +85,15 @@ def test_ties_go_to_the_lower_id(device: str) -> None:
 
 
 @on_devices
+@pytest.mark.parametrize("grid", [[300], [40, 40], [16] * 4])
+def test_a_gate_of_zeros(device: str, grid: list[int]) -> None:
+    """All experts tie: the search must not visit them all to find that the first ones win."""
+    logits = torch.zeros(1000, sum(grid), device=device)
+    index = ops.route_grid(logits, grid, 4).index
+    assert torch.equal(index.cpu(), torch.arange(4, dtype=torch.int32).expand(1000, 4))
+
+
+@on_devices
 def test_neighbouring_floats_are_told_apart(device: str) -> None:
     base = torch.full((1, 40), 3.7)
     base[0, 33] = torch.nextafter(base[0, 33], torch.tensor(9.0))
@@ -147,9 +156,10 @@ def test_beam(device: str) -> None:
 
 
 @on_devices
+@pytest.mark.parametrize("flavour", ["void", "huge"])
 @pytest.mark.parametrize("grid", [[257], [16, 17], [5, 6, 7]])
-def test_statistics(device: str, grid: list[int]) -> None:
-    case = make_case(4, 333, grid, 3, 0.7, "void").to(device)
+def test_statistics(device: str, grid: list[int], flavour: str) -> None:
+    case = make_case(4, 333, grid, 3, 0.7, flavour).to(device)
     got = RAW.route_grid(case.logits, grid, 3, **case.options, want_stats=True)
     want = reference.route_grid(case.logits, grid, 3, **case.options, want_stats=True)
     assert_near(got[4], want[4], 1e-6)

@@ -66,6 +66,7 @@ public:
     for (int64_t j = 0; j < k_; ++j)
       entry_[j] = {kVoid<real>, -1};
   }
+  LAH_INLINE int64_t last() const { return k_ - 1; }
   LAH_INLINE real worst() const { return entry_[k_ - 1].score; }
   LAH_INLINE void offer(real score, int64_t id) {
     if (!before(score, id, entry_[k_ - 1]))
@@ -108,9 +109,21 @@ LAH_INLINE void scan_row(const GridScores<real>& scores, int64_t r, real s, Best
   }
 }
 
+// Only scores equal to the worst of the k best are left, and those enter under a lower id alone.
+// Reading the rows of lower ids ends early where all experts tie, as under a gate of zeros; popping
+// every row would not.
+template <class real>
+LAH_INLINE void scan_ties(const GridScores<real>& scores, const Scored<real>& popped,
+                          real best_column, Best<real>& best) {
+  for (int64_t r = 0; r < scores.rows && r * scores.columns < best.id(best.last()); ++r) {
+    const real s = r == popped.id ? popped.score : scores.row[r];
+    if (s + best_column == best.worst())
+      scan_row(scores, r, s, best);
+  }
+}
+
 // Fagin's threshold rule: rows from best to worst, until no expert of a further row can enter.
-// Rounded addition is monotone, so the bound holds in floating point; equality must go on, because
-// a later row may hold an equal score under a lower id.
+// Rounded addition is monotone, so the bound holds in floating point.
 template <class real>
 LAH_INLINE void choose_by_threshold(GridScores<real>& scores, int64_t beam, Tournament<real>& order,
                                     Best<real>& best) {
@@ -125,8 +138,11 @@ LAH_INLINE void choose_by_threshold(GridScores<real>& scores, int64_t beam, Tour
   best.clear();
   for (int64_t visited = 0; beam == 0 || visited < beam; ++visited) {
     const Scored<real> row = order.pop();
-    if (row.id < 0 || row.score + best_column < best.worst())
+    const real bound = row.score + best_column;
+    if (row.id < 0 || bound < best.worst())
       return;
+    if (beam == 0 && bound == best.worst())
+      return scan_ties(scores, row, best_column, best);
     scan_row(scores, row.id, row.score, best);
   }
 }
