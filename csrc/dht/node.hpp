@@ -69,6 +69,10 @@ public:
   // Completes every open operation with what it has. For a node about to be destroyed.
   void abandon();
 
+  // What happens next happens now. Every event says so itself; a driver says so before it lets
+  // others act on the node, or their requests would start in the past and time out at once.
+  void set_time(Time now, WallMs wall);
+
   void add_task(NodeTask& task) { tasks_.push_back(&task); }
   void remove_task(NodeTask& task) { std::erase(tasks_, &task); }
 
@@ -92,7 +96,6 @@ private:
   WallMs wall_ms() const override { return wall_; }
   Time now() const override { return now_; }
 
-  void set_time(Time now, WallMs wall);
   void send(const Endpoint& to, Buffer bytes);
 
   // node.cpp: what datagrams do

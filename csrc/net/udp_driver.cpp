@@ -29,17 +29,19 @@ UdpDriver::~UdpDriver() {
 }
 
 void UdpDriver::post(Command command) {
-  thread_.post([this, command = std::move(command)] {
-    command(*core_, thread_.clock().now(), thread_.clock().wall_ms());
-    flush();
-  });
+  thread_.post([this, command = std::move(command)] { run(command); });
 }
 
 void UdpDriver::run_and_wait(const Command& command) {
-  thread_.run_and_wait([&] {
-    command(*core_, thread_.clock().now(), thread_.clock().wall_ms());
-    flush();
-  });
+  thread_.run_and_wait([&] { run(command); });
+}
+
+void UdpDriver::run(const Command& command) {
+  const Time now = thread_.clock().now();
+  const WallMs wall = thread_.clock().wall_ms();
+  core_->node.set_time(now, wall);
+  command(*core_, now, wall);
+  flush();
 }
 
 void UdpDriver::on_ready(int, Time now) {

@@ -42,6 +42,7 @@ public:
 
 private:
   UdpDriver(NetThread& thread, UdpSocket socket) : thread_(thread), socket_(std::move(socket)) {}
+  void run(const Command& command);
   void flush();
 
   NetThread& thread_;
