@@ -75,8 +75,7 @@ def accuracy(model: Classifier, images: Tensor, labels: Tensor) -> float:
     """Share of ``images`` that the model labels right."""
     model.eval()
     right = sum(
-        int((model(x).argmax(-1) == y).sum())
-        for x, y in zip(images.split(1024), labels.split(1024), strict=True)
+        int((model(x).argmax(-1) == y).sum()) for x, y in zip(images.split(1024), labels.split(1024), strict=True)
     )
     model.train()
     return right / len(labels)
@@ -120,9 +119,7 @@ class Run:
                 self._event(display, step, f"server {VICTIM} killed", "SIGKILL; its {} experts are lost")
                 self.swarm.kill_server(VICTIM)
             if step == return_at:
-                self._event(
-                    display, step, f"server {VICTIM} started again", "{} fresh experts, nothing learned yet"
-                )
+                self._event(display, step, f"server {VICTIM} started again", "{} fresh experts, nothing learned yet")
                 self.swarm.restart_server(VICTIM)
             self._step()
             if step >= return_at and not returned and self.history.alive[-1] == sum(SHARES):
@@ -131,9 +128,7 @@ class Run:
             if (step + 1) % evaluate_every == 0:
                 self._evaluate(step + 1)
             history = self.history
-            display.step(
-                step + 1, history.loss[-1], history.accuracy[-1][1], history.alive[-1], sum(history.failed)
-            )
+            display.step(step + 1, history.loss[-1], history.accuracy[-1][1], history.alive[-1], sum(history.failed))
 
     def finish(self) -> float:
         """Wait until the server that came back is found, then the final test accuracy."""

@@ -30,9 +30,7 @@ class Process:
         self.log = log
         command = [sys.executable, "-m", "learning_at_home.cli.main", *arguments, "--exit-with-parent"]
         with log.open("ab") as errors:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
-            )
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
 
     @property
     def pid(self) -> int:

@@ -29,9 +29,7 @@ def start() -> Iterator[Start]:
     processes = []
 
     def run(*arguments: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [*COMMAND, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen([*COMMAND, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         processes.append(process)
         return process
 
@@ -147,8 +145,6 @@ def test_wrong_option_is_named_without_a_traceback() -> None:
 
 
 def test_version_names_what_was_built() -> None:
-    done = subprocess.run(
-        [*COMMAND, "version"], capture_output=True, text=True, timeout=START_SECONDS, check=True
-    )
+    done = subprocess.run([*COMMAND, "version"], capture_output=True, text=True, timeout=START_SECONDS, check=True)
     assert torch.__version__ in done.stdout
     assert re.search(r"^ops for CPU", done.stdout, re.MULTILINE)

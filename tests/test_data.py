@@ -39,9 +39,7 @@ def mirror(tmp_path: Path) -> Iterator[tuple[str, Path]]:
     thread.join()
 
 
-def test_download_takes_the_mirror_that_works_and_keeps_the_file(
-    mirror: tuple[str, Path], tmp_path: Path
-) -> None:
+def test_download_takes_the_mirror_that_works_and_keeps_the_file(mirror: tuple[str, Path], tmp_path: Path) -> None:
     address, folder = mirror
     (folder / FILE.name).write_bytes(gzip.compress(CONTENT))
     cache = tmp_path / "cache"

@@ -15,9 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CODE = (".py", ".pyi", ".cpp", ".hpp", ".h", ".cu", ".cuh")
 TEXT = (*CODE, ".md", ".toml", ".txt", ".cmake", ".sh", ".ipynb", "")
-GENERATED = re.compile(
-    r"^(build|dist|wheelhouse)$|^\.(?!ci$|clang-format$|gitignore$)|^__pycache__$|\.egg-info$"
-)
+GENERATED = re.compile(r"^(build|dist|wheelhouse)$|^\.(?!ci$|clang-format$|gitignore$)|^__pycache__$|\.egg-info$")
 
 
 def files(*folders: str, suffixes: tuple[str, ...] = CODE) -> Iterator[Path]:

@@ -75,8 +75,7 @@ def server(
         return OPTIMIZERS[optimizer.value](module.parameters(), lr=lr)  # type: ignore[call-arg]
 
     backends = {
-        uid: _backend(uid, EXPERTS[expert.value](hidden), make_optimizer, hidden, max_batch_size)
-        for uid in uids
+        uid: _backend(uid, EXPERTS[expert.value](hidden), make_optimizer, hidden, max_batch_size) for uid in uids
     }
     where = None if device is None else torch.device(device)
     with (
