@@ -2,8 +2,8 @@
 
     import learning_at_home as lib
 
-A server holds experts (`ExpertBackend`, `TesseractServer`), a trainer calls them (`RemoteExpert`, `GatingFunction`), and
-a `TesseractNetwork` tells who is alive. Importing this starts no thread, opens no socket and reads no file.
+A server holds experts (`ExpertBackend`, `TesseractServer`), a trainer calls them (`RemoteExpert`,
+`GatingFunction`), and a `TesseractNetwork` tells who is alive. Importing this starts no thread and opens no socket.
 """
 
 from typing import Any

@@ -75,8 +75,10 @@ class TensorProto:
 
     def fits(self, tensor: torch.Tensor) -> bool:
         """True if a tensor has this dtype and these sizes."""
-        return tensor.dtype == self.dtype and len(tensor.shape) == len(self.size) and all(
-            want is None or want == got for want, got in zip(self.size, tensor.shape, strict=True)
+        return (
+            tensor.dtype == self.dtype
+            and len(tensor.shape) == len(self.size)
+            and all(want is None or want == got for want, got in zip(self.size, tensor.shape, strict=True))
         )
 
     def __str__(self) -> str:

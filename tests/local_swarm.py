@@ -56,8 +56,7 @@ class Swarm:
 
 def grid_uids(grid: Sequence[int], prefix: str = "expert") -> list[str]:
     return [
-        ".".join([prefix, *map(str, coordinates)])
-        for coordinates in itertools.product(*(range(size) for size in grid))
+        ".".join([prefix, *map(str, coordinates)]) for coordinates in itertools.product(*(range(size) for size in grid))
     ]
 
 

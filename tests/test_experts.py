@@ -30,7 +30,7 @@ def test_lone_request_equals_the_local_module(blocks):
     assert_close(x.grad, x_local.grad, 1e-6)
     with torch.no_grad():
         for p in local.parameters():
-            p -= 0.1 * p.grad
+            p.sub_(0.1 * p.grad)
     served = blocks.backends["expert.0"].expert
     for p, p_local in zip(served.parameters(), local.parameters(), strict=True):
         assert_close(p, p_local, 1e-6)
@@ -59,9 +59,7 @@ def test_batched_requests_equal_one_batch_and_take_one_step():
         assert_close(torch.cat(outputs), y_local, 1e-5)
         assert_close(torch.cat([x.grad for x in xs]), x_local.grad, 1e-5)
         assert running.backends["expert.0"].updates == 1
-        for p, p_local in zip(
-            running.backends["expert.0"].expert.parameters(), local.parameters(), strict=True
-        ):
+        for p, p_local in zip(running.backends["expert.0"].expert.parameters(), local.parameters(), strict=True):
             assert_close(p, p_local - 0.1 * p_local.grad, 1e-5)
         counters = running.server.counters()
         assert counters["batches"] == 2  # one forward, one backward, for six callers

@@ -46,9 +46,7 @@ def test_readme_snippet(served):
     runtime.start(block=False)
 
     network = lib.TesseractNetwork(("127.0.0.1", root_port), port=0, start=True)
-    dmoe = lib.GatingFunction(
-        in_features=width, grid_size=[32, 32], k_best=4, network=network, uid_prefix="expert"
-    )
+    dmoe = lib.GatingFunction(in_features=width, grid_size=[32, 32], k_best=4, network=network, uid_prefix="expert")
     average_out = dmoe(torch.randn(32, width))
     average_out.sum().backward()
 

@@ -66,27 +66,27 @@ void CallGroup::report(Slot& slot, const rpc::Outcome& outcome) {
   changed_.notify_one();
 }
 
-// A token is decided once it has k_min answers, or too few calls are left for it to get them.
+// A token is decided once it has k_min answers, or none of its calls is open any more.
 void CallGroup::count_answers(const WaitPlan& plan) {
   if (pending_.empty()) {
     pending_.assign(plan.tokens, 0);
     answered_.assign(plan.tokens, 0);
     for (uint64_t row = 0; row < plan.row_offsets.back(); ++row)
       ++pending_[static_cast<size_t>(plan.source[row]) / plan.k];
-    undecided_ = static_cast<uint64_t>(std::count_if(
-        pending_.begin(), pending_.end(), [&](uint32_t count) { return count >= plan.k_min; }));
+    undecided_ = static_cast<uint64_t>(
+        std::count_if(pending_.begin(), pending_.end(), [](uint32_t calls) { return calls > 0; }));
   }
+  const auto decided = [&](size_t token) {
+    return answered_[token] >= plan.k_min || pending_[token] == 0;
+  };
   for (size_t call : fresh_) {
     const bool ok = slots_[call]->outcome.error.code == ErrorCode::kNone;
     for (uint64_t row = plan.row_offsets[call]; row < plan.row_offsets[call + 1]; ++row) {
       const size_t token = static_cast<size_t>(plan.source[row]) / plan.k;
-      const bool before =
-          answered_[token] < plan.k_min && answered_[token] + pending_[token] >= plan.k_min;
+      const bool before = decided(token);
       --pending_[token];
       answered_[token] += ok ? 1 : 0;
-      const bool after =
-          answered_[token] < plan.k_min && answered_[token] + pending_[token] >= plan.k_min;
-      undecided_ -= before && !after ? 1 : 0;
+      undecided_ -= !before && decided(token) ? 1 : 0;
     }
   }
   fresh_.clear();

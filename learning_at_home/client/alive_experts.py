@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -20,6 +21,14 @@ _POLL = 0.005  # seconds between looks at the map while waiting for it
 _SUSPECT_FOR = 60.0  # seconds: a record's lifetime; forgiven as soon as the server answers
 
 
+@dataclass(frozen=True)
+class AliveView:
+    """One moment's answer: who is alive, by flat id, and the same as a bitmap for `ops.route_grid`."""
+
+    experts: dict[int, ExpertAddress]
+    bitmap: Tensor
+
+
 class AliveExperts:
     """A view of the network's alive map that costs nothing while the map does not change.
 
@@ -30,8 +39,7 @@ class AliveExperts:
     def __init__(self, network: TesseractNetwork, transport: Transport, prefix: str, grid: Sequence[int]):
         self.network, self.transport = network, transport
         self.prefix, self.grid = prefix, tuple(grid)
-        self.experts: dict[int, ExpertAddress] = {}
-        self.bitmap: Tensor = ops.alive_bitmap([], math.prod(self.grid))
+        self.view = AliveView({}, ops.alive_bitmap([], math.prod(self.grid)))
         self.keys: dict[int, bytes] = {}  # connection → public key
         self._seen: tuple[int, frozenset[int]] = (-1, frozenset())
         network.watch(prefix, self.grid)
@@ -39,29 +47,29 @@ class AliveExperts:
     def __deepcopy__(self, memo: dict[int, object]) -> AliveExperts:
         return AliveExperts(self.network, self.transport, self.prefix, self.grid)
 
-    def refresh(self) -> None:
-        """Take over what changed."""
+    def refresh(self) -> AliveView:
+        """Take over what changed. Threads may share a gate: each works on the view it was given."""
         version = self.network.alive_version(self.prefix, self.grid)
         down = self.transport.down()
         if (version, down) == self._seen:
-            return
+            return self.view
         self._tell_network(down)
         version, entries = self.network.alive(self.prefix, self.grid)
-        self.experts = {}
+        experts = {}
         for flat_id, uid, host, port, key, _boot_id in entries:
             peer = self.transport.connect(host, port, key)
             self.keys[peer] = key
             if peer not in down:
-                self.experts[flat_id] = ExpertAddress(uid, peer, f"server {host}:{port}")
-        self.bitmap = ops.alive_bitmap(list(self.experts), math.prod(self.grid))
+                experts[flat_id] = ExpertAddress(uid, peer, f"server {host}:{port}")
+        self.view = AliveView(experts, ops.alive_bitmap(list(experts), math.prod(self.grid)))
         self._seen = (version, down)
+        return self.view
 
     def wait(self, count: int, timeout: float) -> bool:
         """Wait until `count` experts are alive (0: until the network has answered once); False after `timeout` s."""
         deadline = time.monotonic() + timeout
         while True:
-            self.refresh()
-            if len(self.experts) >= count and self._seen[0] > 0:
+            if len(self.refresh().experts) >= count and self._seen[0] > 0:
                 return True
             if time.monotonic() >= deadline:
                 return False
@@ -77,8 +85,7 @@ class AliveExperts:
             if peer in self.keys:
                 self.network.forgive(self.keys[peer])
 
-    def expert(self, flat_id: int) -> RemoteExpert:
-        """The expert with this flat id, as a module of its own."""
-        address = self.experts[flat_id]
+    def expert(self, address: ExpertAddress) -> RemoteExpert:
+        """An expert of a view as a module of its own."""
         host, port = address.server.removeprefix("server ").rsplit(":", 1)
         return RemoteExpert(address.uid, host, int(port), key=self.keys[address.peer])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from learning_at_home import ops
-from learning_at_home.client.alive_experts import AliveExperts
+from learning_at_home.client.alive_experts import AliveExperts, AliveView
 from learning_at_home.client.balance import add_gradient_of, balance_loss
 from learning_at_home.client.remote_expert import RemoteExpert, check_inputs
 from learning_at_home.client.remote_mixture import GateStats, RemotePlan, Waiting, remote_mixture
@@ -41,7 +41,8 @@ class GatingFunction(nn.Module):
         k_best: experts a token.
         uid_prefix: experts are `{uid_prefix}.{i1}.….{id}`.
         k_min: answers that every token waits for, 1 by default.
-        timeout_after_k_min: seconds for stragglers once every token has k_min answers (or cannot get them), 1 by default.
+        timeout_after_k_min: seconds for stragglers once every token has k_min answers or cannot get them, 1 by
+            default.
         forward_timeout, backward_timeout: seconds, 30 by default: no direction takes longer, whatever happens.
         backward_k_min: k_min of the backward pass, 1 by default.
         balance_weight: weight of the load-balancing loss whose gradient joins the backward pass (as if it were added to
@@ -99,7 +100,7 @@ class GatingFunction(nn.Module):
 
     @property
     def alive(self) -> AliveExperts:
-        """The experts that may be chosen now. Watching starts at the first use and waits for the network's first answer."""
+        """The experts that may be chosen now. The first use waits for the network's first answer."""
         if self._alive is None:
             if not self.network.is_running:
                 self.network.start()
@@ -129,8 +130,7 @@ class GatingFunction(nn.Module):
         lead, device = input.shape[:-1], input.device
         tokens = math.prod(lead)
         x_TH = input.reshape(tokens, self.in_features)
-        alive = self.alive
-        alive.refresh()
+        alive = self.alive.refresh()
         self.last_stats = stats = GateStats(experts_alive=len(alive.experts))
         schema = self._find_schema(alive, input)
         flat = self._flat_inputs(schema, lead, tokens, (x_TH, *args), kwargs)
@@ -158,15 +158,14 @@ class GatingFunction(nn.Module):
             k_best: the gate's own by default.
         """
         logits = torch.cat([scores.detach().float().cpu() for scores in grid_scores], dim=-1)
-        alive = self.alive
-        alive.refresh()
+        alive = self.alive.refresh()
         route = ops.route_grid(logits, self.grid_size, k_best or self.k_best, alive=alive.bitmap)
-        return [[alive.expert(e) for e in chosen if e >= 0] for chosen in route.index.tolist()]
+        return [[self.alive.expert(alive.experts[e]) for e in chosen if e >= 0] for chosen in route.index.tolist()]
 
     def extra_repr(self) -> str:
         return f"grid_size={self.grid_size}, k_best={self.k_best}, uid_prefix={self.uid_prefix!r}"
 
-    def _route(self, x_TH: Tensor, alive: AliveExperts) -> ops.Route:
+    def _route(self, x_TH: Tensor, alive: AliveView) -> ops.Route:
         # Routing stays float32 under autocast: half precision would change the choice for one token in twenty.
         with torch.autocast(x_TH.device.type, enabled=False):
             logits = self.proj(x_TH.to(self.proj.weight.dtype)).float().cpu()
@@ -182,19 +181,16 @@ class GatingFunction(nn.Module):
         self,
         route: ops.Route,
         source: Tensor,
-        alive: AliveExperts,
+        alive: AliveView,
         schema: ExpertSchema,
         tokens: int,
         stats: GateStats,
     ) -> RemotePlan:
-        offset = route.offset.tolist()
-        experts = [
-            (address, offset[flat_id], offset[flat_id + 1])
-            for flat_id, address in sorted(alive.experts.items())
-            if offset[flat_id] < offset[flat_id + 1]
-        ]
+        chosen = (route.offset[1:] > route.offset[:-1]).nonzero().flatten().tolist()
+        bounds = route.offset.tolist()
+        experts = [(alive.experts[flat_id], bounds[flat_id], bounds[flat_id + 1]) for flat_id in chosen]
         return RemotePlan(
-            transport=alive.transport,
+            transport=self.alive.transport,
             schema=schema,
             experts=experts,
             source=source,
@@ -207,10 +203,10 @@ class GatingFunction(nn.Module):
             ok=torch.zeros(tokens * self.k_best, dtype=torch.bool),
         )
 
-    def _find_schema(self, alive: AliveExperts, input: Tensor) -> ExpertSchema:
+    def _find_schema(self, alive: AliveView, input: Tensor) -> ExpertSchema:
         for address in alive.experts.values() if self._schema is None else ():
             try:
-                self._schema = alive.transport.schema(address, self.forward_waiting.timeout)
+                self._schema = self.alive.transport.schema(address, self.forward_waiting.timeout)
                 break
             except LearningAtHomeError as error:
                 self.last_stats.errors.append(error)
@@ -230,8 +226,8 @@ class GatingFunction(nn.Module):
                 raise InvalidArgument(
                     f"argument {i}: expected the leading sizes {list(lead)} of input, got {list(tensor.shape)}"
                 )
-            tensor = tensor if i == 0 else tensor.reshape(tokens, *tensor.shape[len(lead) :])
-            flat.append(tensor.cpu())
+            per_token = tensor if i == 0 else tensor.reshape(tokens, *tensor.shape[len(lead) :])
+            flat.append(per_token.cpu())
         if not known:
             return flat[:1]
         args, kwargs = nested_pack(flat, (args, kwargs))
@@ -244,7 +240,8 @@ class GatingFunction(nn.Module):
         if plan.stats.empty_tokens and self.on_empty == "raise":
             causes = "; ".join(str(error) for error in plan.stats.errors[:3]) or "none is alive"
             raise NoExpertsAlive(
-                f"no expert '{self.uid_prefix}.*' answered for {plan.stats.empty_tokens} of {plan.tokens} tokens: {causes}"
+                f"no expert '{self.uid_prefix}.*' answered for {plan.stats.empty_tokens} of {plan.tokens} tokens: "
+                f"{causes}"
             )
 
 

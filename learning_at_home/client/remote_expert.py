@@ -109,12 +109,13 @@ def check_inputs(uid: str, schema: ExpertSchema, args: tuple[Any, ...], kwargs: 
             f"got {_shown(args)} and {_shown(kwargs)}"
         )
     protos = schema.inputs_flat
-    inputs = [*nested_flatten(args), *nested_flatten(kwargs)]
-    for i, (proto, tensor) in enumerate(zip(protos, inputs, strict=True)):
-        if not isinstance(tensor, Tensor):
-            raise errors.SchemaMismatch(f"expert '{uid}': input {i}: expected a tensor, got {type(tensor).__name__}")
-        if torch.is_autocast_enabled(tensor.device.type) and tensor.is_floating_point():
-            inputs[i] = tensor = tensor.to(proto.dtype)
+    inputs: list[Tensor] = []
+    for i, (proto, given) in enumerate(zip(protos, [*nested_flatten(args), *nested_flatten(kwargs)], strict=True)):
+        if not isinstance(given, Tensor):
+            raise errors.SchemaMismatch(f"expert '{uid}': input {i}: expected a tensor, got {type(given).__name__}")
+        autocast = torch.is_autocast_enabled(given.device.type) and given.is_floating_point()
+        tensor = given.to(proto.dtype) if autocast else given
+        inputs.append(tensor)
         if not proto.fits(tensor):
             got = BatchTensorProto.from_tensor(tensor) if tensor.dim() else tensor.dtype
             raise errors.SchemaMismatch(f"expert '{uid}': input {i}: expected {proto}, got {got}")

@@ -129,9 +129,7 @@ class Transport:
             self._schemas[address.peer, address.uid] = known
         return known
 
-    def call_many(
-        self, calls: Sequence[ExpertCall], timeout: float, quorum: Quorum | None = None
-    ) -> list[CallOutcome]:
+    def call_many(self, calls: Sequence[ExpertCall], timeout: float, quorum: Quorum | None = None) -> list[CallOutcome]:
         """Run calls side by side; returns by `timeout` (s) with one outcome each, in order. Never raises for them.
 
         Outputs of failed calls hold garbage. After it returns no output is written any more.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ class ExpertBackend:
         flat_inputs = [*nested_flatten(self.args_schema), *nested_flatten(self.kwargs_schema)]
         if not flat_inputs or not all(isinstance(proto, TensorProto) for proto in flat_inputs):
             raise InvalidArgument(
-                f"expert '{name}': args_schema, kwargs_schema: expected at least one BatchTensorProto, got {flat_inputs}"
+                f"expert '{name}': args_schema, kwargs_schema: expected BatchTensorProtos, got {flat_inputs}"
             )
         self.outputs_schema = self._find_outputs() if outputs_schema is None else outputs_schema
         self.updates = 0  # optimizer steps so far
@@ -57,9 +58,7 @@ class ExpertBackend:
     @property
     def schema(self) -> ExpertSchema:
         """What callers must know."""
-        return ExpertSchema(
-            self.args_schema, self.kwargs_schema, self.outputs_schema, self.forward_pool.max_batch_size
-        )
+        return ExpertSchema(self.args_schema, self.kwargs_schema, self.outputs_schema, self.forward_pool.max_batch_size)
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         """Run a batch without gradients. Flat inputs in schema order (args, then kwargs by name), flat outputs."""
@@ -74,18 +73,13 @@ class ExpertBackend:
         zeros where the expert does not depend on it.
         """
         count = len(self.schema.inputs_flat)
-        inputs = [
-            tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in inputs_and_grads[:count]
-        ]
+        inputs = [tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in inputs_and_grads[:count]]
         with torch.enable_grad():
             outputs = [tensor for tensor in self._run(inputs) if tensor.is_floating_point()]
-            pairs = [
-                (output, grad)
-                for output, grad in zip(outputs, inputs_and_grads[count:], strict=True)
-                if output.requires_grad
-            ]
-            if pairs:
-                torch.autograd.backward(*map(list, zip(*pairs, strict=True)))
+            grads = list(inputs_and_grads[count:])
+            needed = [output.requires_grad for output in outputs]
+            if any(needed):
+                torch.autograd.backward(list(compress(outputs, needed)), list(compress(grads, needed)))
         self.apply_gradients()
         return [
             torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
@@ -149,7 +143,7 @@ def check_uid(uid: str) -> None:
     good = prefix and len(uid.encode()) <= 128 and not any(c.isspace() for c in uid)
     if not good or not all(c.isascii() and c.isdigit() and str(int(c)) == c for c in coordinates):
         raise InvalidArgument(
-            f"uid: expected a prefix and coordinates like 'expert.3.14' (at most 128 bytes, no leading zeros), got {uid!r}"
+            f"uid: expected prefix and coordinates as in 'expert.3.14' (128 bytes, no leading zeros), got {uid!r}"
         )
 
 

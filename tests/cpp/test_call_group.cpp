@@ -57,6 +57,15 @@ TEST_F(QuorumTest, KMinOfTwoWaitsForBoth) {
   EXPECT_TRUE(decided());
 }
 
+TEST_F(QuorumTest, FewerExpertsThanKMinAreStillWaitedFor) {
+  plan.k_min = 3;
+  group->sink(1).on_done(kOk);
+  group->sink(2).on_done(kOk);
+  EXPECT_FALSE(decided()); // token 0 still has an open call
+  group->sink(0).on_done(kOk);
+  EXPECT_TRUE(decided());
+}
+
 TEST_F(QuorumTest, StragglersGetTheirTimeout) {
   plan.timeout_after_k_min = 50 * kMillisecond;
   group->sink(1).on_done(kOk); // an answer for each token
