@@ -1,0 +1,1 @@
+"""What a training step through a mixture of remote experts costs."""

@@ -1,0 +1,146 @@
+"""Our side of the comparisons, as a server or as a client of one."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+from benchmarks.worker import answer_requests
+
+
+class Ours:
+    """Each method is a piece of work that the benchmark asks for; times are in seconds."""
+
+    def __init__(self) -> None:
+        self.expert: Any = None
+        self.gate: Any = None
+        self.server: Any = None
+
+    def serve(
+        self,
+        experts: list[str],
+        hidden: int,
+        kind: str = "nop",
+        torch_threads: int = 1,
+        max_batch_size: int = 8192,
+        network: bool = False,
+        insecure: bool = False,
+        handlers: int | None = None,
+    ) -> dict[str, Any]:
+        """Serve experts; returns where, and how long the server took once its parts were imported.
+
+        handlers: processes of the peers; here one thread serves every connection.
+        """
+        import torch
+
+        import learning_at_home as lib
+        from benchmarks.nop import Nop
+        from learning_at_home.nn.experts import FeedForwardExpert
+
+        if torch_threads:
+            torch.set_num_threads(torch_threads)
+        begun = time.perf_counter()
+        make = Nop if kind == "nop" else partial(FeedForwardExpert, inner=4 * hidden)
+        rows = lib.BatchTensorProto(hidden)
+        backends = {}
+        for uid in experts:
+            module = make(hidden)
+            optimizer = torch.optim.SGD(module.parameters(), lr=1e-3)
+            backends[uid] = lib.ExpertBackend(
+                uid,
+                module,
+                optimizer,
+                args_schema=(rows,),
+                outputs_schema=rows,
+                max_batch_size=max_batch_size,
+            )
+        node = lib.TesseractNetwork(port=0, host="127.0.0.1", start=True) if network else None
+        self.server = lib.TesseractServer(node, backends, port=0, insecure=insecure)
+        self.server.start(block=False)
+        return {
+            "port": self.server.port,
+            "network": node.port if node is not None else None,
+            "uid": experts[0],
+            "insecure": insecure,
+            "ready": time.perf_counter() - begun,
+        }
+
+    def close(self) -> None:
+        """End the server in good order."""
+        if self.server is not None:
+            self.server.shutdown(timeout=2.0)
+
+    def connect(self, address: dict[str, Any], hidden: int) -> None:
+        """Reach the first expert."""
+        import torch
+
+        import learning_at_home as lib
+
+        torch.set_num_threads(1)
+        self.address, self.hidden = address, hidden
+        self.expert = lib.RemoteExpert(address["uid"], port=address["port"], insecure=address["insecure"])
+        self.calls(5)
+
+    def calls(self, count: int, rows: int = 1) -> list[float]:
+        """Forward calls, one after the other."""
+        import torch
+
+        x = torch.randn(rows, self.hidden)
+        times = []
+        with torch.no_grad():
+            for _ in range(count):
+                begun = time.perf_counter()
+                y = self.expert(x)
+                times.append(time.perf_counter() - begun)
+        assert torch.equal(y, x)
+        return times
+
+    def pings(self, count: int) -> list[float]:
+        """Round trips of a ping that the server's network thread answers."""
+        peer = self.expert.address.peer
+        times = []
+        for _ in range(count):
+            begun = time.perf_counter()
+            assert self.expert.transport.ping(peer, 5.0) is not None
+            times.append(time.perf_counter() - begun)
+        return times
+
+    def open_grid(self, grid: list[int], k: int) -> None:
+        """Make a gate over all experts of the network."""
+        import torch
+
+        import learning_at_home as lib
+
+        torch.manual_seed(0)
+        self.node = lib.TesseractNetwork(("127.0.0.1", self.address["network"]), port=0, start=True)
+        prefix = self.address["uid"].partition(".")[0]
+        self.gate = lib.GatingFunction(
+            in_features=self.hidden, grid_size=grid, network=self.node, k_best=k, uid_prefix=prefix
+        )
+        total = 1
+        for size in grid:
+            total *= size
+        assert self.gate.wait_for_experts(total, timeout=60)
+
+    def steps(self, batch: int, count: int) -> list[dict[str, float]]:
+        """Training steps of a trainer: forward and backward through the gate."""
+        import torch
+
+        done = []
+        for _ in range(count):
+            x = torch.randn(batch, self.hidden, requires_grad=True)
+            begun = time.perf_counter()
+            y = self.gate(x)
+            forward = time.perf_counter() - begun
+            y.pow(2).mean().backward()
+            seconds = time.perf_counter() - begun
+            stats = self.gate.last_stats
+            assert stats.forward_failed == stats.backward_failed == 0
+            torch.testing.assert_close(y, x)  # nop experts: a mixture of x with itself
+            done.append({"seconds": seconds, "forward": forward, "calls": stats.forward_calls + stats.backward_calls})
+        return done
+
+
+if __name__ == "__main__":
+    answer_requests(Ours())
