@@ -211,7 +211,8 @@ std::optional<ExpertSearch::Found> ExpertSearch::find_one(const ExpertUid& uid) 
   std::optional<Found> best;
   uint64_t best_seq = 0;
   for (const auto& [key, owner] : source->second.prefix->owners())
-    for_each_group(owner, [&](const DeclaredGroup& group, const PrefixReader::OwnedPart& part) {
+    for_each_group(owner, [&, &key = key](const DeclaredGroup& group,
+                                          const PrefixReader::OwnedPart& part) {
       const uint64_t boot_id = part.declaration.boot_id;
       const ServerRecord* server = servers_.find(key, boot_id);
       if (part.seq <= best_seq || part.expiry_ms <= node_.wall() || server == nullptr ||
@@ -232,7 +233,8 @@ bool ExpertSearch::is_active(const ExpertUid& prefix) const {
   const Coordinates& lead = prefix.coordinates;
   bool active = false;
   for (const auto& [key, owner] : source->second.prefix->owners())
-    for_each_group(owner, [&](const DeclaredGroup& group, const PrefixReader::OwnedPart& part) {
+    for_each_group(owner, [&, &key = key](const DeclaredGroup& group,
+                                          const PrefixReader::OwnedPart& part) {
       if (active || part.expiry_ms <= node_.wall() || group.depth < lead.size() ||
           is_suspect(key, part.declaration.boot_id))
         return;

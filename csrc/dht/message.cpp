@@ -12,6 +12,7 @@ constexpr size_t kHeaderFields = 5;
 constexpr size_t kArrayMax = 64; // elements of any list in a message
 
 template <class... Cases> struct Overload : Cases... { using Cases::operator()...; };
+template <class... Cases> Overload(Cases...) -> Overload<Cases...>;
 
 // --- writing -------------------------------------------------------------------------------------
 

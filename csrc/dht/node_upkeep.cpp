@@ -19,7 +19,7 @@ void Node::on_timer(Time now, WallMs wall) {
   run_requests();
   hello_.on_timer(now, outbox_);
   while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
-    const auto [at, id] = *deadlines_.begin();
+    const OpId id = deadlines_.begin()->second;
     deadlines_.erase(deadlines_.begin());
     if (const auto found = operations_.find(id); found != operations_.end()) {
       retire(found);
