@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import time
 
 import pytest
 import torch
@@ -168,6 +169,28 @@ def test_info_speaks_the_original_vocabulary(blocks):
 def test_key_is_asked_for_when_only_the_address_is_known(blocks):
     expert = lib.RemoteExpert("expert.3", "127.0.0.1", blocks.server.port)
     assert_close(expert(torch.ones(1, HIDDEN)), blocks.local["expert.3"](torch.ones(1, HIDDEN)), 1e-6)
+
+
+def test_a_server_that_came_back_with_another_key_is_asked_again(caplog):
+    def serve(port):
+        server = lib.TesseractServer(None, {"expert.0": sgd_backend("expert.0", Block())}, port=port)
+        server.start(block=False)
+        return server
+
+    first = serve(0)
+    expert = lib.RemoteExpert("expert.0", "127.0.0.1", first.port, forward_timeout=10)
+    expert(torch.ones(1, HIDDEN))
+    first.shutdown()
+    second = serve(first.port)
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            assert expert(torch.ones(1, HIDDEN)).shape == (1, HIDDEN)
+            break
+        except (errors.PeerUnreachable, errors.ShuttingDown):
+            assert time.monotonic() < deadline
+    assert "another key than before" in caplog.text
+    second.shutdown()
 
 
 def test_a_wrong_key_never_connects(blocks):

@@ -50,6 +50,7 @@ class RemoteExpert(nn.Module):
         self.key, self.insecure = key, insecure
         self.forward_timeout, self.backward_timeout = forward_timeout, backward_timeout
         self._transport: Transport | None = None
+        self._address: ExpertAddress | None = None
 
     @property
     def transport(self) -> Transport:
@@ -60,9 +61,11 @@ class RemoteExpert(nn.Module):
 
     @property
     def address(self) -> ExpertAddress:
-        """The expert's connection."""
-        peer = self.transport.connect(self.host, self.port, self.key, self.insecure)
-        return ExpertAddress(self.uid, peer, f"server {self.host}:{self.port}")
+        """The expert's connection. Name and key are asked for again when the server is down: it may have moved."""
+        if self._address is None or self._address.peer in self.transport.down():
+            peer = self.transport.connect(self.host, self.port, self.key, self.insecure)
+            self._address = ExpertAddress(self.uid, peer, f"server {self.host}:{self.port}")
+        return self._address
 
     @property
     def schema(self) -> ExpertSchema:
@@ -98,7 +101,11 @@ class RemoteExpert(nn.Module):
         return f"uid={self.uid!r}, host={self.host!r}, port={self.port}"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_transport": None}  # connections are made anew where it is loaded
+        return {
+            **super().__getstate__(),
+            "_transport": None,
+            "_address": None,
+        }  # connections are made anew where it is loaded
 
 
 def check_inputs(uid: str, schema: ExpertSchema, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -15,6 +16,8 @@ import torch
 from learning_at_home import errors
 from learning_at_home._net_thread import get_net_thread
 from learning_at_home.schema import DTYPE_CODES, ExpertSchema
+
+logger = logging.getLogger(__name__)
 
 FORWARD, BACKWARD, INFO = 1, 2, 3  # csrc/rpc/message.hpp: Method
 
@@ -103,8 +106,26 @@ class Transport:
         """
         ip = resolve(host)
         if key is None and not insecure:
-            key = self._keys.get((ip, port)) or self._ask_key(ip, port)
+            key = self._trusted_key(ip, port)
         return int(self._core.connect(ip, port, key))
+
+    def _trusted_key(self, ip: str, port: int) -> bytes:
+        """The key this address once answered with. It is asked again only when that server is down."""
+        known = self._keys.get((ip, port))
+        if known is not None and self._core.connect(ip, port, known) not in self.down():
+            return known
+        try:
+            key = self._ask_key(ip, port)
+        except errors.PeerUnreachable:
+            if known is None:
+                raise
+            return known  # the call itself will say what is wrong
+        if known is not None and key != known:
+            logger.warning("server %s:%d has another key than before: %s", ip, port, key.hex())
+        elif known is None:
+            logger.info("server %s:%d is trusted on first use with key %s", ip, port, key.hex())
+        self._keys[ip, port] = key
+        return key
 
     def _ask_key(self, ip: str, port: int, timeout: float = 5.0) -> bytes:
         from learning_at_home import _core
@@ -112,7 +133,6 @@ class Transport:
         key = _core.hello(get_net_thread(), ip, port, timeout)
         if key is None:
             raise errors.PeerUnreachable(f"server {ip}:{port}: no answer on UDP port {port} within {timeout} s")
-        self._keys[ip, port] = key
         return bytes(key)
 
     def schema(self, address: ExpertAddress, timeout: float) -> ExpertSchema:
