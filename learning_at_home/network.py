@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from learning_at_home._net_thread import get_net_thread
+from learning_at_home._network_arguments import (
+    checked_peer,
+    checked_port,
+    record_name,
+    resolved,
+    schema_hash_of,
+    uid_list,
+)
 from learning_at_home.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -21,7 +28,6 @@ EXPIRATION = 60.0  # seconds after its last declaration an expert is forgotten
 NETWORK_ID = "learning_at_home"
 _TIMEOUT = 10.0  # seconds a lookup or store may take; it ends as soon as it has its answers
 _JOIN_TIMEOUT = 3.0  # seconds a declaration waits for a way into the network before going on alone
-_UINT64 = 2**64
 
 
 @dataclass(frozen=True)
@@ -75,9 +81,9 @@ class TesseractNetwork:
             raise InvalidArgument("identity: expected a seed of 32 bytes, or None for a new one")
         if not isinstance(network_id, str) or not 1 <= len(network_id.encode()) <= 64:
             raise InvalidArgument(f"network_id: expected 1 to 64 bytes of text, got {network_id!r}")
-        self._wanted_port = _checked_port("port", port, lowest=0)
-        self._host = _resolve("host", host)
-        self._peers = [_checked_peer(peer) for peer in initial_peers]
+        self._wanted_port = checked_port("port", port, lowest=0)
+        self._host = resolved("host", host)
+        self._peers = [checked_peer(peer) for peer in initial_peers]
         self._seed = os.urandom(32) if identity is None else identity
         self._client_mode = client_mode
         self._network_id = network_id
@@ -99,7 +105,7 @@ class TesseractNetwork:
             return
         from learning_at_home import _core
 
-        peers = [(_resolve("initial_peers", host), port) for host, port in self._peers]
+        peers = [(resolved("initial_peers", host), port) for host, port in self._peers]
         self._thread = get_net_thread()
         try:
             self._core = _core.Network(
@@ -135,9 +141,7 @@ class TesseractNetwork:
         return self  # copies of a model share its network
 
     def __reduce__(self) -> Any:
-        raise TypeError(
-            "a TesseractNetwork holds an open socket and cannot be pickled; make one in each process"
-        )
+        raise TypeError("a TesseractNetwork holds an open socket and cannot be pickled; make one in each process")
 
     def __repr__(self) -> str:
         state = "shut down" if self._closed else "running" if self.is_running else "not started"
@@ -178,24 +182,20 @@ class TesseractNetwork:
 
     def ping(self, host: str, port: int, timeout: float = 2.0) -> float | None:
         """Round trip in seconds of a PING that the other node's network thread answers, or None."""
-        return self._optional_float(
-            self._running.ping(_resolve("host", host), _checked_port("port", port), timeout)
-        )
+        return self._optional_float(self._running.ping(resolved("host", host), checked_port("port", port), timeout))
 
     # --- records --------------------------------------------------------------------------------------------
 
-    def store(
-        self, name: str | bytes, value: bytes, expiration: float = 60.0, timeout: float = _TIMEOUT
-    ) -> int:
+    def store(self, name: str | bytes, value: bytes, expiration: float = 60.0, timeout: float = _TIMEOUT) -> int:
         """Store 1 to 900 bytes under a name, signed by this node, for `expiration` seconds (at most 600).
 
         A later value replaces this node's earlier one; other nodes keep theirs. Returns the number of copies.
         """
-        return int(self._running.store(_name(name), value, expiration, timeout))
+        return int(self._running.store(record_name(name), value, expiration, timeout))
 
     def get(self, name: str | bytes, timeout: float = _TIMEOUT) -> list[tuple[bytes, bytes]]:
         """The live values under a name, as (owner's public key, value), newest first."""
-        return list(self._running.get(_name(name), timeout))
+        return list(self._running.get(record_name(name), timeout))
 
     # --- experts, as servers see them -----------------------------------------------------------------------
 
@@ -229,20 +229,18 @@ class TesseractNetwork:
         Returns:
             Copies of the record that has fewest, this node's own included.
         """
-        unique = list(dict.fromkeys(_uid_list("uids", uids)))
-        hashes = [_hash_of(schema_hashes, uid) for uid in unique]
+        unique = list(dict.fromkeys(uid_list("uids", uids)))
+        hashes = [schema_hash_of(schema_hashes, uid) for uid in unique]
         names = [] if addr is None else [addr] if isinstance(addr, str) else list(addr)
-        addresses = [_resolve("addr", name) for name in names]
-        if not 0 < boot_id < _UINT64:
+        addresses = [resolved("addr", name) for name in names]
+        if not 0 < boot_id < 2**64:
             raise InvalidArgument(f"boot_id: expected 1 to 2**64 - 1, got {boot_id}")
         expiry = min(3 * update_period, 590.0) if expiration is None else expiration
         limit = wait_timeout if wait_timeout > 0 else timeout
         core = self._running
         core.wait_ready(min(limit, _JOIN_TIMEOUT))
         return int(
-            core.declare(
-                unique, hashes, addresses, _checked_port("port", port), boot_id, update_period, expiry, limit
-            )
+            core.declare(unique, hashes, addresses, checked_port("port", port), boot_id, update_period, expiry, limit)
         )
 
     def undeclare_experts(self, timeout: float = _TIMEOUT) -> None:
@@ -260,7 +258,7 @@ class TesseractNetwork:
         """
         from learning_at_home.client.remote_expert import RemoteExpert
 
-        wanted = _uid_list("uids", uids)
+        wanted = uid_list("uids", uids)
         found = self._running.find_experts(wanted, timeout)
         return [
             None if place is None else RemoteExpert(uid, place[0], place[1], key=place[2])
@@ -281,7 +279,7 @@ class TesseractNetwork:
         """
         if k < 1:
             raise InvalidArgument(f"k: expected at least 1, got {k}")
-        return list(self._running.first_k_active(_uid_list("prefixes", prefixes), k, timeout))
+        return list(self._running.first_k_active(uid_list("prefixes", prefixes), k, timeout))
 
     def watch(self, prefix: str, grid: Sequence[int], period: float = 1.0) -> None:
         """Keep the alive map of a grid fresh in the background, asking the network every `period` seconds."""
@@ -293,9 +291,7 @@ class TesseractNetwork:
         self._running.watch(prefix, list(key[1]), period)
         self._watched[key] = period
 
-    def alive(
-        self, prefix: str, grid: Sequence[int]
-    ) -> tuple[int, Sequence[tuple[int, str, str, int, bytes, int]]]:
+    def alive(self, prefix: str, grid: Sequence[int]) -> tuple[int, Sequence[tuple[int, str, str, int, bytes, int]]]:
         """Who is alive in a grid, from the map kept by `watch` (started here if it was not). Never waits.
 
         Returns:
@@ -359,60 +355,3 @@ class TesseractNetwork:
     @staticmethod
     def _optional_float(value: float | None) -> float | None:
         return None if value is None else float(value)
-
-
-def _checked_port(argument: str, port: int, lowest: int = 1) -> int:
-    if isinstance(port, bool) or not isinstance(port, int) or not lowest <= port <= 65535:
-        raise InvalidArgument(f"{argument}: expected a port from {lowest} to 65535, got {port!r}")
-    return port
-
-
-def _checked_peer(peer: tuple[str, int]) -> tuple[str, int]:
-    if (
-        isinstance(peer, str)
-        or not isinstance(peer, Sequence)
-        or len(peer) != 2
-        or not isinstance(peer[0], str)
-    ):
-        raise InvalidArgument(f"initial_peers: expected (host, port) pairs, got {peer!r}")
-    return peer[0], _checked_port("initial_peers", peer[1])
-
-
-def _resolve(argument: str, host: str) -> str:
-    """Address of a host, IPv4 if it has one. The network thread itself never resolves a name."""
-    if not isinstance(host, str) or not host:
-        raise InvalidArgument(f"{argument}: expected a host name or address, got {host!r}")
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_DGRAM)
-    except (OSError, UnicodeError) as error:
-        raise InvalidArgument(f"{argument}: cannot resolve {host!r}: {error}") from None
-    addresses = sorted(found, key=lambda entry: entry[0] != socket.AF_INET)
-    return str(addresses[0][4][0]).partition("%")[0]
-
-
-def _uid_list(argument: str, uids: Iterable[str]) -> list[str]:
-    if isinstance(uids, str):
-        raise InvalidArgument(f"{argument}: expected several uids, got one string {uids!r}")
-    listed = list(uids)
-    for uid in listed:
-        if not isinstance(uid, str):
-            raise InvalidArgument(f"{argument}: expected strings, got {uid!r}")
-    return listed
-
-
-def _hash_of(schema_hashes: Mapping[str, int] | None, uid: str) -> int:
-    if schema_hashes is None:
-        return 0
-    if uid not in schema_hashes:
-        raise InvalidArgument(f"schema_hashes: no hash for uid {uid!r}")
-    value = int(schema_hashes[uid])
-    if not 0 <= value < _UINT64:
-        raise InvalidArgument(f"schema_hashes: expected 64 bits for uid {uid!r}, got {value}")
-    return value
-
-
-def _name(name: str | bytes) -> bytes:
-    encoded = name.encode() if isinstance(name, str) else name
-    if not isinstance(encoded, bytes) or not encoded or len(encoded) > 1024:
-        raise InvalidArgument(f"name: expected 1 to 1024 bytes or characters, got {name!r}")
-    return encoded

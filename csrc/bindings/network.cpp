@@ -1,135 +1,28 @@
-// Network: a DHT node for TesseractNetwork; HELLO for servers and for peers known by address only.
-// Waiting releases the GIL and comes up for air to let Ctrl-C through.
+// Network: a DHT node for TesseractNetwork. Waiting releases the GIL and comes up for air to let
+// Ctrl-C through.
 #include <pybind11/stl.h>
 
-#include <condition_variable>
-#include <mutex>
+#include <algorithm>
 
-#include "bindings/core.hpp"
+#include "bindings/declarations.hpp"
 #include "bindings/net_thread.hpp"
-#include "net/hello_responder.hpp"
-#include "net/udp_driver.hpp"
+#include "bindings/watched_grids.hpp"
 
 namespace py = pybind11;
 
 namespace lah::bindings {
 namespace {
 
-constexpr Duration kSignalSlice = 50 * kMillisecond;
 // Operations end by their own deadlines; this covers a network thread that is late itself.
 constexpr Duration kGrace = kSecond;
 
-py::bytes to_bytes(const std::array<uint8_t, 32>& key) {
-  return {reinterpret_cast<const char*>(key.data()), key.size()};
-}
-
-Endpoint endpoint_from(const std::string& ip, int port, const char* argument) {
-  const auto endpoint = Endpoint::parse(ip, 0);
-  if (!endpoint)
-    raise_error({endpoint.error().code, std::string(argument) + ": " + endpoint.error().message});
-  if (port < 0 || port > 65535)
-    raise_error(
-        {ErrorCode::kInvalidArgument,
-         std::string(argument) + ": expected a port from 0 to 65535, got " + std::to_string(port)});
-  Endpoint result = *endpoint;
-  result.port = static_cast<uint16_t>(port);
-  return result;
-}
-
-template <class T> T value_or_raise(Result<T> result) {
-  if (!result)
-    raise_error(result.error());
-  return std::move(*result);
-}
-
-// An answer that the network thread gives once, perhaps after the asker stopped waiting.
-template <class T> class Answer {
-public:
-  void set(T value) {
-    const std::lock_guard lock(mutex_);
-    value_ = std::move(value);
-    changed_.notify_all();
-  }
-
-  // Nothing if the time ran out. With the GIL held; raises what a signal handler raised.
-  std::optional<T> wait(Duration timeout) {
-    const net::SystemClock clock;
-    const Time until = clock.now() + timeout;
-    while (true) {
-      {
-        const py::gil_scoped_release release;
-        std::unique_lock lock(mutex_);
-        const Duration left = std::min(kSignalSlice, until - clock.now());
-        changed_.wait_for(lock, std::chrono::nanoseconds(left),
-                          [this] { return value_.has_value(); });
-        if (value_)
-          return std::move(value_);
-      }
-      if (PyErr_CheckSignals() != 0)
-        throw py::error_already_set();
-      if (clock.now() >= until)
-        return std::nullopt;
-    }
-  }
-
-private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::optional<T> value_;
-};
-
-// The newest alive map of a grid, handed from the network thread to Python. Dies on either side: it
-// must hold nothing of Python's.
-class WatchedGrid {
-public:
-  explicit WatchedGrid(dht::Grid grid) : grid(std::move(grid)) {}
-
-  void publish(std::shared_ptr<const dht::AliveMap> map) {
-    const std::lock_guard lock(mutex_);
-    map_ = std::move(map);
-    changed_.notify_all();
-  }
-  std::shared_ptr<const dht::AliveMap> map() {
-    const std::lock_guard lock(mutex_);
-    return map_;
-  }
-  bool wait_for_version(uint64_t version, Duration timeout) {
-    std::unique_lock lock(mutex_);
-    return changed_.wait_for(lock, std::chrono::nanoseconds(timeout),
-                             [&] { return map_ != nullptr && map_->version >= version; });
-  }
-
-  const dht::Grid grid;
-
-private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::shared_ptr<const dht::AliveMap> map_;
-};
-
-py::tuple alive_tuple(const dht::Grid& grid, const dht::AliveMap& map) {
-  std::vector<py::tuple> servers; // (ip, port, key, boot id), shared by the experts of a server
-  for (const dht::AliveMap::Server& server : map.servers)
-    servers.push_back(py::make_tuple(server.endpoint.ip_text(), server.endpoint.port,
-                                     to_bytes(server.owner), server.boot_id));
-  py::tuple experts(map.experts.size());
-  for (size_t i = 0; i < map.experts.size(); ++i) {
-    const dht::AliveMap::Expert& expert = map.experts[i];
-    const py::tuple& server = servers[expert.server];
-    experts[i] = py::make_tuple(expert.flat_id, grid.uid(expert.flat_id), server[0], server[1],
-                                server[2], server[3]);
-  }
-  return experts;
-}
-
 using Peers = std::vector<std::pair<std::string, int>>;
-using GridKey = std::pair<std::string, std::vector<int64_t>>;
 
 class Network {
 public:
   Network(NetThreadHandle& thread, const std::optional<py::bytes>& seed, const std::string& host,
           int port, const Peers& initial_peers, const std::string& network_id, bool client_mode)
-      : thread_(thread), owner_(getpid()) {
+      : owner_(getpid()) {
     net::SystemRng rng;
     const crypto::Identity identity = seed ? identity_from(*seed) : crypto::Identity::generate(rng);
     dht::NodeConfig config{network_id, {}, client_mode};
@@ -303,42 +196,30 @@ public:
     const Duration every = seconds(period);
     if (every < 10 * kMillisecond)
       raise_error({ErrorCode::kInvalidArgument, "period: expected at least 0.01 seconds"});
-    const std::shared_ptr<net::UdpDriver> held = driver();
-    auto found = watched_.find({prefix, grid});
-    if (found == watched_.end())
-      found = watched_.emplace(GridKey{prefix, grid}, Watched{parse_grid(prefix, grid)}).first;
-    const std::shared_ptr<WatchedGrid> watched = found->second.grid;
-    held->post([watched, every](auto& core, Time now, WallMs) {
-      core.search.watch(now, watched->grid, every,
-                        [watched](auto map) { watched->publish(std::move(map)); });
-    });
+    watched_.watch(*driver(), prefix, grid, every);
   }
 
   py::tuple alive(const std::string& prefix, const std::vector<int64_t>& grid) {
-    Watched& watched = find_watched(prefix, grid);
-    const auto map = watched.grid->map();
-    if (map == nullptr)
-      return py::make_tuple(0, py::tuple());
-    if (!watched.python_map || watched.python_version != map->version) {
-      watched.python_map = py::make_tuple(map->version, alive_tuple(watched.grid->grid, *map));
-      watched.python_version = map->version;
-    }
-    return watched.python_map;
+    check_running();
+    return watched_.alive(prefix, grid);
   }
 
   uint64_t alive_version(const std::string& prefix, const std::vector<int64_t>& grid) {
-    const auto map = find_watched(prefix, grid).grid->map();
+    check_running();
+    const auto map = watched_.map(prefix, grid);
     return map == nullptr ? 0 : map->version;
   }
 
   size_t other_schemas(const std::string& prefix, const std::vector<int64_t>& grid) {
-    const auto map = find_watched(prefix, grid).grid->map();
+    check_running();
+    const auto map = watched_.map(prefix, grid);
     return map == nullptr ? 0 : map->other_schemas;
   }
 
   bool wait_alive(const std::string& prefix, const std::vector<int64_t>& grid, uint64_t version,
                   double timeout) {
-    const std::shared_ptr<WatchedGrid> watched = find_watched(prefix, grid).grid;
+    check_running();
+    const std::shared_ptr<WatchedGrid> watched = watched_.grid(prefix, grid);
     const Time until = clock_.now() + seconds(timeout);
     while (true) {
       {
@@ -347,8 +228,7 @@ public:
         if (watched->wait_for_version(version, left))
           return true;
       }
-      if (PyErr_CheckSignals() != 0)
-        throw py::error_already_set();
+      check_signals();
       if (clock_.now() >= until || closed())
         return false;
     }
@@ -403,12 +283,14 @@ public:
   }
 
 private:
-  using Served = dht::Declarer::Served;
+  void check_running() const {
+    check_not_forked(owner_);
+    if (closed())
+      raise_error({ErrorCode::kShuttingDown, "this network was shut down"});
+  }
 
   std::shared_ptr<net::UdpDriver> driver() {
-    check_not_forked(owner_);
-    if (driver_ == nullptr)
-      raise_error({ErrorCode::kShuttingDown, "this network was shut down"});
+    check_running();
     return driver_;
   }
 
@@ -441,156 +323,15 @@ private:
     return dht::record_key("lah-user-1", as_bytes(std::string_view(name)));
   }
 
-  static std::vector<dht::ExpertUid> parse_uids(const std::vector<std::string>& uids,
-                                                const char* argument) {
-    if (uids.size() > Limits::kDeclaredExperts)
-      raise_error({ErrorCode::kInvalidArgument,
-                   std::string(argument) + ": at most " + std::to_string(Limits::kDeclaredExperts) +
-                       " are allowed, got " + std::to_string(uids.size())});
-    std::vector<dht::ExpertUid> parsed;
-    for (const std::string& uid : uids) {
-      Result<dht::ExpertUid> one = dht::parse_uid(uid);
-      if (!one)
-        raise_error({one.error().code, std::string(argument) + ": " + one.error().message});
-      parsed.push_back(std::move(*one));
-    }
-    return parsed;
-  }
-
-  static std::shared_ptr<WatchedGrid> parse_grid(const std::string& prefix,
-                                                 const std::vector<int64_t>& size) {
-    return std::make_shared<WatchedGrid>(value_or_raise(dht::Grid::make(prefix, size)));
-  }
-
-  static Served served_from(const std::vector<std::string>& uids,
-                            const std::vector<uint64_t>& schema_hashes,
-                            const std::vector<std::string>& addresses, int tcp_port,
-                            uint64_t boot_id, double period, double expiry) {
-    if (schema_hashes.size() != uids.size())
-      raise_error({ErrorCode::kInvalidArgument, "schema_hashes: expected one for each of " +
-                                                    std::to_string(uids.size()) + " uids, got " +
-                                                    std::to_string(schema_hashes.size())});
-    if (tcp_port < 1)
-      raise_error({ErrorCode::kInvalidArgument,
-                   "port: expected 1 to 65535, got " + std::to_string(tcp_port)});
-    if (addresses.size() > Limits::kNodeAddresses)
-      raise_error(
-          {ErrorCode::kInvalidArgument,
-           "addresses: at most " + std::to_string(Limits::kNodeAddresses) + " are allowed"});
-    if (!(period >= 0.01) || !(expiry > period) || expiry * 1e3 > double{Limits::kRecordLifetimeMs})
-      raise_error({ErrorCode::kInvalidArgument,
-                   "update_period, expiration: expected 0.01 <= period < expiration <= 600 "
-                   "seconds, got " +
-                       std::to_string(period) + " and " + std::to_string(expiry)});
-    Served served;
-    const std::vector<dht::ExpertUid> parsed = parse_uids(uids, "uids");
-    for (size_t i = 0; i < parsed.size(); ++i)
-      served.experts.push_back({parsed[i], schema_hashes[i]});
-    for (const std::string& address : addresses)
-      served.addresses.push_back(endpoint_from(address, tcp_port, "addresses"));
-    served.tcp_port = static_cast<uint16_t>(tcp_port);
-    served.boot_id = boot_id;
-    served.version = "1";
-    served.period = seconds(period);
-    served.expiry_ms = static_cast<uint64_t>(expiry * 1e3);
-    return served;
-  }
-
-  // Guarded by the GIL.
-  struct Watched {
-    std::shared_ptr<WatchedGrid> grid;
-    uint64_t python_version = 0;
-    py::object python_map = {}; // that version, for callers that ask again
-  };
-
-  Watched& find_watched(const std::string& prefix, const std::vector<int64_t>& grid) {
-    check_not_forked(owner_);
-    const auto found = watched_.find({prefix, grid});
-    if (found == watched_.end())
-      raise_error({closed() ? ErrorCode::kShuttingDown : ErrorCode::kInvalidArgument,
-                   closed() ? "this network was shut down"
-                            : "prefix: '" + prefix + "' is not watched with this grid"});
-    return found->second;
-  }
-
-  NetThreadHandle& thread_;
   pid_t owner_;
   net::SystemClock clock_;
   crypto::PublicKey public_key_{};
   uint16_t port_ = 0;
   // Shared with callers in other threads that are inside a method while close() runs.
   std::shared_ptr<net::UdpDriver> driver_;
-  std::map<GridKey, Watched> watched_;
+  WatchedGrids watched_;
   uint64_t last_seq_ = 0; // network thread only
 };
-
-// --- HELLO ---------------------------------------------------------------------------------------
-
-class HelloResponder {
-public:
-  HelloResponder(NetThreadHandle& thread, const py::bytes& seed, const std::string& host, int port,
-                 const std::string& network_id)
-      : owner_(getpid()) {
-    const crypto::Identity identity = identity_from(seed);
-    const Endpoint bind = endpoint_from(host, port, "port");
-    net::NetThread& net = thread.get();
-    auto opened = [&] {
-      const py::gil_scoped_release release;
-      return net::HelloResponder::open(net, identity, bind, network_id);
-    }();
-    responder_ = value_or_raise(std::move(opened));
-    port_ = responder_->port();
-  }
-  ~HelloResponder() {
-    if (getpid() != owner_)
-      leak(std::move(responder_));
-    else
-      close();
-  }
-  HelloResponder(const HelloResponder&) = delete;
-  HelloResponder& operator=(const HelloResponder&) = delete;
-
-  uint16_t port() const { return port_; }
-  void close() {
-    check_not_forked(owner_);
-    std::unique_ptr<net::HelloResponder> closing = std::move(responder_);
-    const py::gil_scoped_release release;
-    closing.reset();
-  }
-
-private:
-  pid_t owner_;
-  uint16_t port_ = 0;
-  std::unique_ptr<net::HelloResponder> responder_;
-};
-
-std::optional<py::bytes> hello(NetThreadHandle& thread, const std::string& ip, int port,
-                               double timeout, const std::string& network_id) {
-  const Endpoint peer = endpoint_from(ip, port, "port");
-  const net::SystemClock clock;
-  const Time until = clock.now() + seconds(timeout);
-  net::NetThread& net = thread.get();
-  std::unique_ptr<net::HelloQuery> query = value_or_raise([&] {
-    const py::gil_scoped_release release;
-    return net::HelloQuery::open(net, peer, network_id);
-  }());
-  bool done = false;
-  while (!done && clock.now() < until) {
-    {
-      const py::gil_scoped_release release;
-      done = query->wait(std::min(kSignalSlice, until - clock.now()));
-    }
-    if (PyErr_CheckSignals() != 0)
-      throw py::error_already_set();
-  }
-  const std::optional<crypto::PublicKey> key = done ? query->key() : std::nullopt;
-  const py::gil_scoped_release release;
-  query.reset();
-  const py::gil_scoped_acquire acquire;
-  return key ? std::optional(to_bytes(*key)) : std::nullopt;
-}
-
-constexpr const char* kNetworkId = "learning_at_home";
 
 } // namespace
 
@@ -627,18 +368,6 @@ void bind_network(py::module_& m) {
       .def("ping", &Network::ping, py::arg("ip"), py::arg("port"), py::arg("timeout"))
       .def("status", &Network::status)
       .def("close", &Network::close);
-
-  py::class_<HelloResponder>(m, "HelloResponder", "Answers HELLO on a server's UDP port.")
-      .def(py::init<NetThreadHandle&, const py::bytes&, const std::string&, int,
-                    const std::string&>(),
-           py::keep_alive<1, 2>(), py::arg("net_thread"), py::arg("seed"), py::arg("host"),
-           py::arg("port"), py::arg("network_id") = kNetworkId)
-      .def_property_readonly("port", &HelloResponder::port)
-      .def("close", &HelloResponder::close);
-
-  m.def("hello", &hello, py::arg("net_thread"), py::arg("ip"), py::arg("port"), py::arg("timeout"),
-        py::arg("network_id") = kNetworkId,
-        "The public key of whoever listens there, or None if nobody answered in time.");
 }
 
 } // namespace lah::bindings

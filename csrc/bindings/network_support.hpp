@@ -1,0 +1,84 @@
+// What the bindings of the network share: arguments, and waiting for the network thread.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <condition_variable>
+#include <mutex>
+#include <optional>
+
+#include "base/endpoint.hpp"
+#include "bindings/core.hpp"
+#include "net/system.hpp"
+
+namespace lah::bindings {
+
+inline constexpr const char* kNetworkId = "learning_at_home";
+inline constexpr Duration kSignalSlice = 50 * kMillisecond; // how long Ctrl-C may have to wait
+
+inline pybind11::bytes to_bytes(const std::array<uint8_t, 32>& key) {
+  return {reinterpret_cast<const char*>(key.data()), key.size()};
+}
+
+// Raises InvalidArgument naming the argument.
+inline Endpoint endpoint_from(const std::string& ip, int port, const char* argument) {
+  const auto endpoint = Endpoint::parse(ip, 0);
+  if (!endpoint)
+    raise_error({endpoint.error().code, std::string(argument) + ": " + endpoint.error().message});
+  if (port < 0 || port > 65535)
+    raise_error(
+        {ErrorCode::kInvalidArgument,
+         std::string(argument) + ": expected a port from 0 to 65535, got " + std::to_string(port)});
+  Endpoint result = *endpoint;
+  result.port = static_cast<uint16_t>(port);
+  return result;
+}
+
+template <class T> T value_or_raise(Result<T> result) {
+  if (!result)
+    raise_error(result.error());
+  return std::move(*result);
+}
+
+// Lets a signal handler of Python's raise. With the GIL held.
+inline void check_signals() {
+  if (PyErr_CheckSignals() != 0)
+    throw pybind11::error_already_set();
+}
+
+// An answer that the network thread gives once, perhaps after the asker stopped waiting.
+template <class T> class Answer {
+public:
+  void set(T value) {
+    const std::lock_guard lock(mutex_);
+    value_ = std::move(value);
+    changed_.notify_all();
+  }
+
+  // Nothing if the time ran out. With the GIL held; raises what a signal handler raised.
+  std::optional<T> wait(Duration timeout) {
+    const net::SystemClock clock;
+    const Time until = clock.now() + timeout;
+    while (true) {
+      {
+        const pybind11::gil_scoped_release release;
+        std::unique_lock lock(mutex_);
+        const Duration left = std::min(kSignalSlice, until - clock.now());
+        changed_.wait_for(lock, std::chrono::nanoseconds(left),
+                          [this] { return value_.has_value(); });
+        if (value_)
+          return std::move(value_);
+      }
+      check_signals();
+      if (clock.now() >= until)
+        return std::nullopt;
+    }
+  }
+
+private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::optional<T> value_;
+};
+
+} // namespace lah::bindings

@@ -1,0 +1,68 @@
+#include "bindings/watched_grids.hpp"
+
+namespace py = pybind11;
+
+namespace lah::bindings {
+namespace {
+
+py::tuple alive_tuple(const dht::Grid& grid, const dht::AliveMap& map) {
+  std::vector<py::tuple> servers; // (ip, port, key, boot id), shared by the experts of a server
+  for (const dht::AliveMap::Server& server : map.servers)
+    servers.push_back(py::make_tuple(server.endpoint.ip_text(), server.endpoint.port,
+                                     to_bytes(server.owner), server.boot_id));
+  py::tuple experts(map.experts.size());
+  for (size_t i = 0; i < map.experts.size(); ++i) {
+    const dht::AliveMap::Expert& expert = map.experts[i];
+    const py::tuple& server = servers[expert.server];
+    experts[i] = py::make_tuple(expert.flat_id, grid.uid(expert.flat_id), server[0], server[1],
+                                server[2], server[3]);
+  }
+  return experts;
+}
+
+} // namespace
+
+void WatchedGrids::watch(net::UdpDriver& driver, const std::string& prefix, const Size& size,
+                         Duration period) {
+  auto found = watched_.find({prefix, size});
+  if (found == watched_.end()) {
+    dht::Grid grid = value_or_raise(dht::Grid::make(prefix, size));
+    found = watched_.emplace(std::pair(prefix, size), Watched{}).first;
+    found->second.grid = std::make_shared<WatchedGrid>(std::move(grid));
+  }
+  driver.post([watched = found->second.grid, period](auto& core, Time now, WallMs) {
+    core.search.watch(now, watched->grid, period,
+                      [watched](auto map) { watched->publish(std::move(map)); });
+  });
+}
+
+WatchedGrids::Watched& WatchedGrids::find(const std::string& prefix, const Size& size) {
+  const auto found = watched_.find({prefix, size});
+  if (found == watched_.end())
+    raise_error(
+        {ErrorCode::kInvalidArgument, "prefix: '" + prefix + "' is not watched with this grid"});
+  return found->second;
+}
+
+std::shared_ptr<WatchedGrid> WatchedGrids::grid(const std::string& prefix, const Size& size) {
+  return find(prefix, size).grid;
+}
+
+std::shared_ptr<const dht::AliveMap> WatchedGrids::map(const std::string& prefix,
+                                                       const Size& size) {
+  return find(prefix, size).grid->map();
+}
+
+py::tuple WatchedGrids::alive(const std::string& prefix, const Size& size) {
+  Watched& watched = find(prefix, size);
+  const auto map = watched.grid->map();
+  if (map == nullptr)
+    return py::make_tuple(0, py::tuple());
+  if (watched.python_version != map->version) {
+    watched.python_map = py::make_tuple(map->version, alive_tuple(watched.grid->grid, *map));
+    watched.python_version = map->version;
+  }
+  return watched.python_map;
+}
+
+} // namespace lah::bindings
