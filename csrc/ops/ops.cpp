@@ -45,8 +45,7 @@ void run(const char* op, const Tensor& like, const OnCuda& on_cuda, const OnCpu&
   on_cpu();
 }
 
-// --- routing
-// ---------------------------------------------------------------------------------------------------------------------------
+// --- routing ------------------------------------------------------------
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 route_grid_op(const Tensor& logits, std::vector<int64_t> sizes, int64_t k, MaybeTensor alive,
@@ -156,8 +155,15 @@ Tensor route_backward_op(MaybeTensor grad_score, MaybeTensor grad_lse, MaybeTens
   return grad_logits;
 }
 
-// --- movement
-// --------------------------------------------------------------------------------------------------------------------------
+// Most often every row has an owner, or all but the last ones: start at the first that has none.
+void clear_unowned(void* rows, const int32_t* source, int64_t count, int64_t row_bytes) {
+  const int64_t first = std::find(source, source + count, -1) - source;
+  parallel_for(first, count, kTokenTile, [&](int64_t begin, int64_t end) {
+    cpu::clear_unowned(rows, source, row_bytes, begin, end);
+  });
+}
+
+// --- movement ------------------------------------------------------------
 
 std::tuple<Tensor, Tensor> dispatch_op(const Tensor& x, const Tensor& index, const Tensor& rank,
                                        const Tensor& offset, int64_t align) {
@@ -182,15 +188,12 @@ std::tuple<Tensor, Tensor> dispatch_op(const Tensor& x, const Tensor& index, con
         std::fill_n(args.source, r, -1);
         parallel_for(0, plan.tokens, kTokenTile,
                      [&](int64_t begin, int64_t end) { cpu::dispatch(args, begin, end); });
-        parallel_for(0, r, kTokenTile, [&](int64_t begin, int64_t end) {
-          cpu::clear_unowned(args.rows, args.source, args.row_bytes, begin, end);
-        });
+        clear_unowned(args.rows, args.source, r, args.row_bytes);
       });
   return {rows, source};
 }
 
-// --- combining
-// -------------------------------------------------------------------------------------------------------------------------
+// --- combining ------------------------------------------------------------
 
 void run_combine(const char* op, const Tensor& rows, const CombineArgs& args) {
   const Scalar dtype = scalar_of(op, "rows", rows);
@@ -282,10 +285,8 @@ std::tuple<Tensor, Tensor> combine_backward_op(const Tensor& grad, const Tensor&
         parallel_for(0, plan.tokens, kTokenTile, [&](int64_t begin, int64_t end) {
           cpu::combine_backward(args, dtype, begin, end);
         });
-        const int64_t row_bytes = rows.size(1) * static_cast<int64_t>(rows.element_size());
-        parallel_for(0, plan.rows, kTokenTile, [&](int64_t begin, int64_t end) {
-          cpu::clear_unowned(args.grad_rows, args.source, row_bytes, begin, end);
-        });
+        clear_unowned(args.grad_rows, args.source, plan.rows,
+                      rows.size(1) * static_cast<int64_t>(rows.element_size()));
       });
   return {grad_rows, grad_score};
 }

@@ -51,9 +51,7 @@ def route_backward(
     return torch.empty_like(logits)
 
 
-def dispatch(
-    x: Tensor, index: Tensor, rank: Tensor, offset: Tensor, *, align: int = 1
-) -> tuple[Tensor, Tensor]:
+def dispatch(x: Tensor, index: Tensor, rank: Tensor, offset: Tensor, *, align: int = 1) -> tuple[Tensor, Tensor]:
     r = rows_of(index.size(0) * index.size(1), offset.size(0) - 1, align)
     return x.new_empty([r, x.size(1)]), index.new_empty([r])
 

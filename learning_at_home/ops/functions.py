@@ -98,9 +98,7 @@ def route_grid(
     return Route(*_RouteGrid.apply(logits, grid, k, alive, beam, capacity, align, want_lse, want_stats))
 
 
-def dispatch(
-    x: Tensor, index: Tensor, rank: Tensor, offset: Tensor, *, align: int = 1
-) -> tuple[Tensor, Tensor]:
+def dispatch(x: Tensor, index: Tensor, rank: Tensor, offset: Tensor, *, align: int = 1) -> tuple[Tensor, Tensor]:
     """Copy each token to the rows of its experts: row `offset[index[t, j]] + rank[t, j]` is x[t].
 
     Args:
@@ -209,16 +207,12 @@ def alive_bitmap(alive: Tensor | Sequence[int], num_experts: int) -> Tensor:
         mask = torch.zeros(num_experts, dtype=torch.bool, device=ids.device)
         mask[ids.reshape(-1).long()] = True
     words = torch.nn.functional.pad(mask, (0, -num_experts % 32)).view(-1, 32)
-    return (
-        (words.long() << torch.arange(32, device=mask.device)).sum(1).int()
-    )  # the highest bit wraps into the sign
+    return (words.long() << torch.arange(32, device=mask.device)).sum(1).int()  # the highest bit wraps into the sign
 
 
 class _RouteGrid(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, logits: Tensor, grid: list[int], k: int, alive: Tensor | None, *options: Any
-    ) -> Any:
+    def forward(ctx: Any, logits: Tensor, grid: list[int], k: int, alive: Tensor | None, *options: Any) -> Any:
         logits = logits.contiguous()
         beam, capacity, align, want_lse, want_stats = options
         index, score, rank, offset, lse, stats = torch.ops.learning_at_home.route_grid(
@@ -310,8 +304,7 @@ def _grid(grid: Sequence[int]) -> list[int]:
     sizes = [int(size) for size in grid]
     if not 1 <= len(sizes) <= MAX_GRID_DIMS or min(sizes) < 1 or math.prod(sizes) > MAX_EXPERTS:
         raise ValueError(
-            f"grid: expected 1 to {MAX_GRID_DIMS} positive sizes with a product of at most {MAX_EXPERTS}, "
-            f"got {sizes}"
+            f"grid: expected 1 to {MAX_GRID_DIMS} positive sizes with a product of at most {MAX_EXPERTS}, got {sizes}"
         )
     return sizes
 
@@ -337,9 +330,7 @@ def _tensor(
         raise TypeError(f"{name}: expected {_either(dtypes)}, got {x.dtype}")
     sizes = shape[:-1] if shape[-1] is ... else shape
     fits = x.dim() >= len(sizes) if shape[-1] is ... else x.dim() == len(sizes)
-    if not fits or any(
-        isinstance(want, int) and want != got for want, got in zip(sizes, x.shape, strict=False)
-    ):
+    if not fits or any(isinstance(want, int) and want != got for want, got in zip(sizes, x.shape, strict=False)):
         raise ValueError(f"{name}: expected shape {_shown(shape)}, got {_shown(x.shape)}")
     if like is not None and x.device != like.device:
         raise ValueError(f"{name}: expected a tensor on {like.device}, got {x.device}")

@@ -54,9 +54,7 @@ def best_prefixes(logits: Tensor, grid: list[int], alive: Tensor | None, beam: i
     prefix = grid_scores(logits[:, :-last], grid[:-1])
     prefix = prefix.masked_fill(~prefix.isfinite(), -math.inf)
     if alive is not None:
-        prefix = prefix.masked_fill(
-            ~unpack_alive(alive, prefix.size(1) * last).view(-1, last).any(1), -math.inf
-        )
+        prefix = prefix.masked_fill(~unpack_alive(alive, prefix.size(1) * last).view(-1, last).any(1), -math.inf)
     best = (prefix + 0.0).argsort(dim=1, descending=True, stable=True)[:, :beam]
     return torch.zeros_like(prefix, dtype=torch.bool).scatter(1, best, True).repeat_interleave(last, dim=1)
 
@@ -102,7 +100,7 @@ def route_grid(
     chosen = score.gather(1, index.masked_fill(void, 0)).masked_fill(void, 0.0)
     index = index.masked_fill(void, -1).int()
     rank, offset, count = plan(index, score.size(1), capacity, align)
-    lse = stats = logits.new_empty(0)
+    lse, stats = logits.new_empty(0), logits.new_empty(0)  # an op's outputs may not share memory
     if want_lse or want_stats:
         lse = score.masked_fill(~usable, -math.inf).logsumexp(dim=1)
         lse = lse.masked_fill(~usable.any(dim=1), 0.0)
@@ -131,9 +129,7 @@ def route_backward(
         score = grid_scores(logits, grid)
         probability = (score - lse[:, None]).exp().masked_fill(~usable_experts(score, alive), 0.0)
         slope = torch.zeros_like(lse)[:, None] if grad_lse is None else grad_lse[:, None]
-        if (
-            grad_stats is not None
-        ):  # stats[1] is the mean probability; its softmax couples all experts of a token
+        if grad_stats is not None:  # stats[1] is the mean probability; its softmax couples all experts of a token
             mean = grad_stats[1:] / max(len(logits), 1)
             slope = slope + mean - (probability * mean).sum(1, keepdim=True)
         grad = grad + probability * slope
@@ -142,9 +138,7 @@ def route_backward(
     return torch.cat([cube.sum(dim) if dim else cube for dim in others], dim=1)
 
 
-def positions(
-    index: Tensor, rank: Tensor, offset: Tensor, ok: Tensor | None, rows: int
-) -> tuple[Tensor, Tensor]:
+def positions(index: Tensor, rank: Tensor, offset: Tensor, ok: Tensor | None, rows: int) -> tuple[Tensor, Tensor]:
     """(row int64 [T, k], live bool [T, k]): the row of each assignment (0 where it has none), and whether it
     may be read.
     """
@@ -166,9 +160,7 @@ def accumulated(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def dispatch(
-    x: Tensor, index: Tensor, rank: Tensor, offset: Tensor, *, align: int = 1
-) -> tuple[Tensor, Tensor]:
+def dispatch(x: Tensor, index: Tensor, rank: Tensor, offset: Tensor, *, align: int = 1) -> tuple[Tensor, Tensor]:
     r = rows_of(index.numel(), len(offset) - 1, align)
     row, live = positions(index, rank, offset, None, r)
     source = index.new_full([r], -1)

@@ -40,9 +40,7 @@ def same(got: Tensor, want: Tensor) -> bool:
     return bool((got - want).double().norm() <= tolerance * want.double().norm())
 
 
-def check_case(
-    reference: ModuleType, tokens: int, grid: list[int], dtype: torch.dtype, align: int
-) -> list[str]:
+def check_case(reference: ModuleType, tokens: int, grid: list[int], dtype: torch.dtype, align: int) -> list[str]:
     """Run every op of one mixture; returns the names of those that differ from the reference."""
     raw = torch.ops.learning_at_home
     wrong: list[str] = []
@@ -87,9 +85,7 @@ def main(binary: str) -> int:
             for align in (1, 8):
                 wrong.update(check_case(reference, tokens, grid, dtype, align))
     del library  # the ops live as long as it does
-    verdict = (
-        f"differ from the reference: {', '.join(sorted(wrong))}" if wrong else "agree with the reference"
-    )
+    verdict = f"differ from the reference: {', '.join(sorted(wrong))}" if wrong else "agree with the reference"
     print(f"torch {torch.__version__}, Python {platform.python_version()}: the ops of {binary} {verdict}")
     return 1 if wrong else 0
 

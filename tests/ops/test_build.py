@@ -40,9 +40,7 @@ if sys.platform == "linux":  # elsewhere binaries and their tools differ
 
     def test_the_binary_knows_only_the_stable_abi() -> None:
         assert shutil.which("nm"), "binutils are needed to build, and here"
-        symbols = [
-            line.split()[-2:] for line in output("nm", "-D", "--undefined-only", binary()).splitlines()
-        ]
+        symbols = [line.split()[-2:] for line in output("nm", "-D", "--undefined-only", binary()).splitlines()]
         foreign = [
             name
             for kind, name in symbols
@@ -99,7 +97,9 @@ index, score, rank, offset, _, _ = ops.route_grid(x, (2, 2), 2)
 out, _ = ops.combine(ops.dispatch(x, index, rank, offset)[0], score, index, rank, offset)
 torch.testing.assert_close(out, x)
 out.sum().backward()
-torch.library.opcheck(torch.ops.learning_at_home.dispatch.default, (x.detach(), index, rank, offset))
+x = x.detach()
+torch.library.opcheck(torch.ops.learning_at_home.route_grid.default, (x, [2, 2], 2))
+torch.library.opcheck(torch.ops.learning_at_home.dispatch.default, (x, index, rank, offset))
 print("served")
 """,
         encoding="utf-8",

@@ -33,9 +33,7 @@ modes = pytest.mark.parametrize("normalize", ["softmax", "sum", "none"])
 def make_rows(case: Case, width: int, dtype: torch.dtype, missing: bool) -> dict[str, Any]:
     """Arguments of combine; rows that are missing, or nobody's, hold NaN."""
     index, _, rank, offset = route(case)
-    source = RAW.dispatch(
-        case.normal(len(index), 1), index, rank, offset, align=case.options.get("align", 1)
-    )[1]
+    source = RAW.dispatch(case.normal(len(index), 1), index, rank, offset, align=case.options.get("align", 1))[1]
     rows = case.normal(len(source), width, dtype=dtype)
     rows[source < 0] = torch.nan
     ok = None
@@ -49,9 +47,7 @@ def make_rows(case: Case, width: int, dtype: torch.dtype, missing: bool) -> dict
 
 @on_devices
 @QUICK
-@given(
-    case=cases(), width=st.sampled_from([0, 1, 3, 64, 100, 257]), missing=st.booleans(), added=st.booleans()
-)
+@given(case=cases(), width=st.sampled_from([0, 1, 3, 64, 100, 257]), missing=st.booleans(), added=st.booleans())
 def test_matches_reference(device: str, case: Case, width: int, missing: bool, added: bool) -> None:
     case.logits = case.logits.float() if device == "cuda" else case.logits
     case = case.to(device)
@@ -65,9 +61,7 @@ def test_matches_reference(device: str, case: Case, width: int, missing: bool, a
             assert_near(got[0], want[0], TOLERANCE[dtype])
             assert_near(got[1], want[1], 1e-6)
             backward = {"grad": grad, **arguments, "weight": got[1], "normalize": normalize}
-            for x, y in zip(
-                RAW.combine_backward(**backward), reference.combine_backward(**backward), strict=True
-            ):
+            for x, y in zip(RAW.combine_backward(**backward), reference.combine_backward(**backward), strict=True):
                 assert_near(x, y, max(TOLERANCE[x.dtype], 1e-5 if x.dtype == torch.float32 else 0))
 
 

@@ -29,9 +29,7 @@ widths = st.sampled_from([0, 1, 3, 16, 64, 100, 257])
 
 
 @on_devices
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool]
-)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8, torch.bool])
 @QUICK
 @given(case=cases(), width=widths)
 def test_matches_reference(device: str, dtype: torch.dtype, case: Case, width: int) -> None:

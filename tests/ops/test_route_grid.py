@@ -69,9 +69,7 @@ def test_reference_is_the_definition(case: Case) -> None:
     case.options.update(beam=0)
     case.logits = case.logits[:8]
     assert route(case)[0].tolist() == by_definition(case)
-    assert reference.route_grid(case.logits, case.grid, case.k, **case.options)[0].tolist() == by_definition(
-        case
-    )
+    assert reference.route_grid(case.logits, case.grid, case.k, **case.options)[0].tolist() == by_definition(case)
 
 
 @on_devices
@@ -179,9 +177,7 @@ def test_backward_matches_reference(device: str, case: Case) -> None:
     case.logits = case.logits.float().clamp(-1e4, 1e4) if device == "cuda" else case.logits.clamp(-1e4, 1e4)
     case = case.to(device)
     dtype = case.logits.dtype
-    index, score, _, _, lse, stats = RAW.route_grid(
-        case.logits, case.grid, case.k, **case.options, want_stats=True
-    )
+    index, score, _, _, lse, stats = RAW.route_grid(case.logits, case.grid, case.k, **case.options, want_stats=True)
     grads = [case.normal(*x.shape, dtype=dtype) for x in (score, lse, stats)]
     for keep in ((1, 0, 0), (0, 1, 0), (1, 1, 1)):
         chosen = [grad if kept else None for grad, kept in zip(grads, keep, strict=True)]

@@ -47,7 +47,7 @@ template <class real> struct GridScores {
   // Read a token's logits: row[r] is the left-to-right sum of the prefix's logits, void if no
   // expert of it is alive.
   LAH_INLINE void load(const real* logits) {
-    row[0] = real{-0.0}; // the only x with x + y == y for every y
+    row[0] = 0; // may turn -0 into +0, which changes no order
     int64_t prefixes = 1;
     for (int64_t d = 0; d + 1 < grid_.dims; logits += grid_.size[d++]) {
       const int64_t size = grid_.size[d];
