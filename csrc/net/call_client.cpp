@@ -67,6 +67,7 @@ CallClient::Connection* CallClient::open(rpc::PeerId peer) {
 }
 
 rpc::Sent CallClient::send(rpc::PeerId peer, ByteView header, const rpc::Chunk& chunk) {
+  std::erase(released_, peer);
   Connection* connection = open(peer);
   if (connection == nullptr)
     return rpc::Sent::kWouldBlock;
@@ -74,6 +75,22 @@ rpc::Sent CallClient::send(rpc::PeerId peer, ByteView header, const rpc::Chunk& 
   connection->blocked = sent != rpc::Sent::kAccepted;
   touched_.push_back(peer);
   return connection->blocked ? rpc::Sent::kWouldBlock : sent;
+}
+
+void CallClient::release(rpc::PeerId peer) {
+  released_.push_back(peer); // its socket may be in use further up the stack
+}
+
+void CallClient::close_released() {
+  for (rpc::PeerId peer : std::exchange(released_, {})) {
+    const auto found = connections_.find(peer);
+    if (found == connections_.end())
+      continue;
+    const int fd = descriptor(found->second.socket);
+    thread_.unwatch(fd);
+    descriptors_.erase(fd);
+    connections_.erase(found);
+  }
 }
 
 void CallClient::start(std::shared_ptr<CallGroup> group) {
@@ -139,6 +156,7 @@ void CallClient::drain_touched(Time now) {
       if (const auto found = connections_.find(peer); found != connections_.end())
         drain(now, peer, found->second);
   }
+  close_released();
   drop_ended_groups();
 }
 

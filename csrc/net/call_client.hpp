@@ -41,10 +41,12 @@ private:
   };
 
   rpc::Sent send(rpc::PeerId peer, ByteView header, const rpc::Chunk& chunk) override;
+  void release(rpc::PeerId peer) override;
   Connection* open(rpc::PeerId peer);
   void drain(Time now, rpc::PeerId peer, Connection& connection);
   void drain_touched(Time now);
   void drop_ended_groups();
+  void close_released();
 
   NetThread& thread_;
   ZmqContext& zmq_;
@@ -58,7 +60,8 @@ private:
 
   std::map<rpc::PeerId, Connection> connections_;
   std::map<int, rpc::PeerId> descriptors_;
-  std::vector<rpc::PeerId> touched_; // sockets whose edge-triggered events must be asked again
+  std::vector<rpc::PeerId> touched_;  // sockets whose edge-triggered events must be asked again
+  std::vector<rpc::PeerId> released_; // to be closed at the end of the turn
   std::vector<std::shared_ptr<CallGroup>> groups_; // open ones: rpc::Client points into them
 };
 

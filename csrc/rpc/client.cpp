@@ -35,7 +35,7 @@ RequestId Client::start(Time now, PeerId peer_id, OutgoingCall out, ReplySink& s
   calls_.emplace(id, std::move(call));
   if (peer.waiting_since == kNever) {
     peer.waiting_since = now;
-    peer.next_ping = now + config_.ping_interval;
+    peer.next_check = now + config_.ping_interval;
   }
   peer.calls.insert(id);
   peer.sending.push_back(id);
@@ -58,7 +58,9 @@ void Client::ping(Time now, PeerId peer_id, Time deadline, PingDone done) {
   RequestId id{};
   rng_.fill(std::as_writable_bytes(std::span(id)));
   pings_.emplace(id, OpenPing{peer_id, now, deadline, std::move(done)});
-  send_control(peer_id, peers_[peer_id], Ping{id});
+  Peer& peer = peers_[peer_id];
+  peer.next_check = std::min(peer.next_check, now + config_.idle);
+  send_control(peer_id, peer, Ping{id});
 }
 
 void Client::fail_all(const Error& error) {
@@ -172,7 +174,7 @@ void Client::give_up(Time now, PeerId id, Peer& peer, const Error& error) {
   fail_peer(peer, error);
   peer.waiting_since = kNever;
   peer.probe_until = now + config_.probe_for;
-  peer.next_ping = now + config_.probe_interval;
+  peer.next_check = now + config_.probe_interval;
   if (!peer.down) {
     peer.down = true;
     on_peer_(id, false);
@@ -186,7 +188,7 @@ void Client::heard(Time now, PeerId id, Peer& peer) {
     on_peer_(id, true);
   }
   peer.waiting_since = peer.calls.empty() ? kNever : now;
-  peer.next_ping = peer.calls.empty() ? kNever : now + config_.ping_interval;
+  peer.next_check = now + (peer.calls.empty() ? config_.idle : config_.ping_interval);
 }
 
 void Client::on_frames(Time now, PeerId peer_id, ByteView header, ByteView chunk) {
@@ -280,7 +282,9 @@ void Client::handle(Time now, PeerId peer_id, const Pong& message, ByteView) {
 }
 
 void Client::handle(Time now, PeerId peer_id, const GoAway&, ByteView) {
-  give_up(now, peer_id, peers_[peer_id], {ErrorCode::kShuttingDown, "the server is shutting down"});
+  Peer& peer = peers_[peer_id];
+  give_up(now, peer_id, peer, {ErrorCode::kShuttingDown, "the server is shutting down"});
+  peer.probe_until = peer.next_check = now + config_.farewell; // it is not silent: no probes
 }
 
 void Client::forget(PeerId id) {
@@ -291,7 +295,8 @@ void Client::forget(PeerId id) {
 }
 
 void Client::on_writable(Time now, PeerId peer) {
-  pump(now, peer, peers_[peer]);
+  if (const auto found = peers_.find(peer); found != peers_.end())
+    pump(now, peer, found->second);
 }
 
 void Client::on_timer(Time now) {
@@ -314,27 +319,40 @@ void Client::on_timer(Time now) {
     it = pings_.erase(it);
     done({ErrorCode::kDeadlineExceeded, "no answer to a ping"}, 0);
   }
-  for (auto& [id, peer] : peers_)
-    check_peer(now, id, peer);
+  std::vector<PeerId> due; // checking one may remove it
+  for (const auto& [id, peer] : peers_)
+    if (peer.next_check <= now)
+      due.push_back(id);
+  for (PeerId id : due)
+    check_peer(now, id, peers_[id]);
 }
 
 // A caller that gives up does not end the watch: a peer that owes an answer is pinged until it is
 // heard or down.
 void Client::check_peer(Time now, PeerId id, Peer& peer) {
-  if (peer.next_ping > now)
-    return;
-  const bool silent = peer.waiting_since != kNever && now - peer.waiting_since >= config_.silence;
-  if (silent) {
+  const bool owing = peer.waiting_since != kNever;
+  if (owing && now - peer.waiting_since >= config_.silence) {
     give_up(now, id, peer,
             {ErrorCode::kPeerUnreachable,
              peer.heard == 0 ? "no connection within " + seconds_text(config_.silence)
                              : "silent for " + seconds_text(now - peer.heard)});
+  } else if (owing) {
+    peer.next_check = std::min(now + config_.ping_interval, peer.waiting_since + config_.silence);
+  } else if (peer.down && now < peer.probe_until) {
+    peer.next_check = now + config_.probe_interval;
+  } else {
+    return release(id);
   }
   send_ping(now, id, peer);
-  if (peer.waiting_since != kNever)
-    peer.next_ping = std::min(now + config_.ping_interval, peer.waiting_since + config_.silence);
-  else
-    peer.next_ping = peer.probe_until > now ? now + config_.probe_interval : kNever;
+}
+
+// A peer that was down gets another chance: whoever still knows of it may call it.
+void Client::release(PeerId id) {
+  const bool was_down = peers_.at(id).down;
+  peers_.erase(id);
+  link_.release(id);
+  if (was_down)
+    on_peer_(id, true);
 }
 
 Time Client::next_deadline() const {
@@ -342,7 +360,7 @@ Time Client::next_deadline() const {
   for (const auto& [id, ping] : pings_)
     next = std::min(next, ping.deadline);
   for (const auto& [id, peer] : peers_)
-    next = std::min(next, peer.next_ping);
+    next = std::min(next, peer.next_check);
   return next;
 }
 

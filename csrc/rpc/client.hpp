@@ -43,7 +43,9 @@ struct ClientConfig {
   Duration ping_interval = 500 * kMillisecond; // of a peer that owes an answer and is silent
   Duration silence = 3 * kSecond;              // then it is down and its calls fail
   Duration probe_interval = 1 * kSecond;       // of a peer that is down
-  Duration probe_for = 600 * kSecond;
+  Duration probe_for = 120 * kSecond;          // then it is forgotten: its records have expired
+  Duration farewell = 2 * kSecond;             // how long a peer that said goodbye counts as down
+  Duration idle = 300 * kSecond;               // without calls: its connection is closed
 };
 
 class Client {
@@ -94,7 +96,7 @@ private:
   struct Peer {
     Time heard = 0;
     Time waiting_since = kNever; // an answer is owed and nothing was heard since
-    Time next_ping = kNever;
+    Time next_check = kNever;
     Time probe_until = 0;
     bool down = false;
     uint64_t boot_id = 0;
@@ -112,6 +114,7 @@ private:
   void give_up(Time now, PeerId id, Peer& peer, const Error& error);
   void heard(Time now, PeerId id, Peer& peer);
   void check_peer(Time now, PeerId id, Peer& peer);
+  void release(PeerId id);
 
   void handle(Time now, PeerId peer, const ResultMessage& message, ByteView chunk);
   void handle(Time now, PeerId peer, const Data& message, ByteView chunk);

@@ -36,6 +36,8 @@ public:
   // kWouldBlock: nothing was taken, the transport will call on_writable(peer). kGone: the peer will
   // never take it.
   virtual Sent send(PeerId peer, ByteView header, const Chunk& chunk) = 0;
+  // Nothing is expected of this peer any more; the next send() may open its connection anew.
+  virtual void release(PeerId) {}
 };
 
 } // namespace lah::rpc

@@ -32,8 +32,10 @@ public:
         {peer, {header.begin(), header.end()}, {chunk.bytes.begin(), chunk.bytes.end()}});
     return Sent::kAccepted;
   }
+  void release(PeerId) override { ++released; }
 
   std::deque<Message> queue;
+  size_t released = 0;
   size_t capacity = SIZE_MAX;
   size_t largest_chunk = 0;
   bool gone = false;

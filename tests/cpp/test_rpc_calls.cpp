@@ -31,7 +31,7 @@ TEST(RpcCalls, SmallCallIsOneMessageEachWay) {
   EXPECT_EQ(sink.code(), ErrorCode::kNone);
   EXPECT_TRUE(same(tensor_of(sink.stream, 0, 100), tensors[0]));
   EXPECT_TRUE(same(tensor_of(sink.stream, 128, 7), tensors[1]));
-  EXPECT_EQ(pair.client.next_deadline(), kNever); // nothing is left to watch
+  EXPECT_EQ(pair.client.next_deadline(), pair.now + 300 * kSecond); // then the connection closes
 }
 
 TEST(RpcCalls, LargeStreamsTravelInChunksWithinTheCreditWindow) {
@@ -255,6 +255,53 @@ TEST(RpcCalls, AServerThatLeavesSaysSo) {
   EXPECT_EQ(sink.code(), ErrorCode::kShuttingDown);
   ASSERT_EQ(pair.events.size(), 1u);
   EXPECT_FALSE(pair.events[0].second);
+  EXPECT_EQ(pair.to_server.released, 0u);
+  pair.advance(2 * kSecond); // then it may be back, on another connection
+  EXPECT_EQ(pair.to_server.released, 1u);
+  EXPECT_TRUE(pair.to_server.queue.empty());
+  ASSERT_EQ(pair.events.size(), 2u);
+  EXPECT_TRUE(pair.events[1].second);
+}
+
+TEST(RpcCalls, AConnectionWithoutUseIsReleased) {
+  Pair pair;
+  TestSink sink;
+  pair.client.start(pair.now, kPeer, pair.call({pattern(8, 1)}, pair.now + 60 * kSecond), sink);
+  pair.deliver_all();
+  pair.echo();
+  pair.deliver_all();
+  EXPECT_EQ(sink.code(), ErrorCode::kNone);
+  pair.advance(299 * kSecond);
+  EXPECT_EQ(pair.to_server.released, 0u);
+  pair.advance(kSecond);
+  EXPECT_EQ(pair.to_server.released, 1u);
+  EXPECT_TRUE(pair.events.empty());
+  TestSink again;
+  pair.client.start(pair.now, kPeer, pair.call({pattern(8, 1)}, pair.now + 60 * kSecond), again);
+  pair.deliver_all();
+  pair.echo();
+  pair.deliver_all();
+  EXPECT_TRUE(again.outcome);
+  EXPECT_EQ(again.code(), ErrorCode::kNone);
+}
+
+TEST(RpcCalls, ADeadPeerIsProbedForAWhileAndThenForgotten) {
+  Pair pair;
+  TestSink sink;
+  pair.client.start(pair.now, kPeer, pair.call({pattern(8, 1)}, pair.now + 60 * kSecond), sink);
+  size_t probes = 0;
+  for (int i = 0; i < 1500 && pair.to_server.released == 0; ++i) {
+    pair.advance(100 * kMillisecond);
+    probes += std::exchange(pair.to_server.queue, {}).size();
+  }
+  EXPECT_EQ(sink.code(), ErrorCode::kPeerUnreachable);
+  EXPECT_EQ(pair.to_server.released, 1u);
+  EXPECT_GT(probes, 110u);
+  EXPECT_LT(probes, 140u);
+  ASSERT_EQ(pair.events.size(), 2u);
+  EXPECT_TRUE(pair.events[1].second);
+  pair.advance(10 * kSecond); // the last probes' own time is over
+  EXPECT_EQ(pair.client.next_deadline(), kNever);
 }
 
 TEST(RpcCalls, StreamsWithGapsAndFalseLengthsAreRefused) {
