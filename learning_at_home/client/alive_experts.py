@@ -40,7 +40,7 @@ class AliveExperts:
         self.network, self.transport = network, transport
         self.prefix, self.grid = prefix, tuple(grid)
         self.view = AliveView({}, ops.alive_bitmap([], math.prod(self.grid)))
-        self.keys: dict[int, bytes] = {}  # connection → public key
+        self.owners: dict[int, tuple[bytes, int]] = {}  # connection → public key, boot id
         self._seen: tuple[int, frozenset[int]] = (-1, frozenset())
         network.watch(prefix, self.grid)
 
@@ -56,9 +56,9 @@ class AliveExperts:
         self._tell_network(down)
         version, entries = self.network.alive(self.prefix, self.grid)
         experts = {}
-        for flat_id, uid, host, port, key, _boot_id in entries:
+        for flat_id, uid, host, port, key, boot_id in entries:
             peer = self.transport.connect(host, port, key)
-            self.keys[peer] = key
+            self.owners[peer] = key, boot_id
             if peer not in down:
                 experts[flat_id] = ExpertAddress(uid, peer, f"server {host}:{port}")
         self.view = AliveView(experts, ops.alive_bitmap(list(experts), math.prod(self.grid)))
@@ -76,16 +76,17 @@ class AliveExperts:
             time.sleep(_POLL)
 
     def _tell_network(self, down: frozenset[int]) -> None:
-        """Another owner of the same coordinates shall be chosen while a server is silent."""
+        """Another owner of the same coordinates shall be chosen while a server is silent, or its own next life."""
         before = self._seen[1]
         for peer in down - before:
-            if peer in self.keys:
-                self.network.suspect(self.keys[peer], _SUSPECT_FOR)
+            if peer in self.owners:
+                key, boot_id = self.owners[peer]
+                self.network.suspect(key, _SUSPECT_FOR, boot_id)
         for peer in before - down:
-            if peer in self.keys:
-                self.network.forgive(self.keys[peer])
+            if peer in self.owners:
+                self.network.forgive(self.owners[peer][0])
 
     def expert(self, address: ExpertAddress) -> RemoteExpert:
         """An expert of a view as a module of its own."""
         host, port = address.server.removeprefix("server ").rsplit(":", 1)
-        return RemoteExpert(address.uid, host, int(port), key=self.keys[address.peer])
+        return RemoteExpert(address.uid, host, int(port), key=self.owners[address.peer][0])
