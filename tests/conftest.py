@@ -104,7 +104,7 @@ class ExpertServer(Process):
 
 
 class InBackground(threading.Thread):
-    """A call in another thread; `result()` gives or raises what it did."""
+    """A call in another thread."""
 
     def __init__(self, function: Callable[[], object]) -> None:
         super().__init__(daemon=True)
@@ -117,9 +117,15 @@ class InBackground(threading.Thread):
         except BaseException as error:  # raised again by result()
             self.error = error
 
-    def result(self, timeout: float = 60.0) -> object:
+    def outcome(self, timeout: float = 60.0) -> object:
+        """What it returned or raised."""
         self.join(timeout)
         assert not self.is_alive(), "hangs"
+        return self.value if self.error is None else self.error
+
+    def result(self, timeout: float = 60.0) -> object:
+        """What it returned; raises what it raised."""
+        self.outcome(timeout)
         if self.error is not None:
             raise self.error
         return self.value

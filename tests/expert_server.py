@@ -76,14 +76,17 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--network", type=int, help="UDP port of the node to join; without it, no network")
     parser.add_argument("--port", type=int, default=0)
-    parser.add_argument("--block", choices=["start", "constructor"], help="serve by a call that blocks")
+    parser.add_argument("--identity", type=bytes.fromhex, help="the node's seed; random without it")
+    parser.add_argument("--block", choices=["start", "constructor", "with"], help="how to serve")
     parser.add_argument("experts", nargs="+", metavar="UID=KIND")
     options = parser.parse_args()
     threading.Thread(target=exit_with_stdin, daemon=True).start()
     torch.set_num_threads(1)
     node = None
     if options.network:
-        node = lib.TesseractNetwork(("127.0.0.1", options.network), port=0, host="127.0.0.1", start=True)
+        node = lib.TesseractNetwork(
+            ("127.0.0.1", options.network), port=0, host="127.0.0.1", start=True, identity=options.identity
+        )
     backends = {uid: backend(uid, kind) for uid, _, kind in (pair.partition("=") for pair in options.experts)}
 
     def say_ready(port: int) -> None:
@@ -95,6 +98,14 @@ def main() -> None:
         print("RETURNED", flush=True)
         return
     server = lib.TesseractServer(node, backends, port=options.port)
+    if options.block == "with":
+        with server:
+            say_ready(server.port)
+            try:
+                threading.Event().wait()
+            except KeyboardInterrupt:
+                print("interrupted", flush=True)
+                raise
     server.start(block=False)
     say_ready(server.port)
     if options.block == "start":

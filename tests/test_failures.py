@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import socket
@@ -83,7 +84,9 @@ def assert_used_again(gate: lib.GatingFunction, experts: int, since: float, limi
 
 def test_server_killed_mid_batch_and_returned(network: lib.TesseractNetwork, spawn: Spawn) -> None:
     server(spawn, network, "e.0=nop", "e.1=nop")
-    victim = server(spawn, network, "e.2=sleeper", "e.3=nop")
+    experts = ("e.2=sleeper", "e.3=nop")
+    identity = ("--identity", os.urandom(32).hex())
+    victim = server(spawn, network, *identity, *experts)
     gate = make_gate(network, 4)
     assert_goes_on(gate, 4)
 
@@ -93,7 +96,7 @@ def test_server_killed_mid_batch_and_returned(network: lib.TesseractNetwork, spa
     victim.signal(signal.SIGKILL)
     out = running.result()
     assert time.monotonic() - killed_at < DETECTED
-    assert torch.equal(out, torch.tensor([[300.0, -1.0, -1.0, -1.0]] * 2))  # the survivors' mixture
+    assert_close(out, torch.tensor([[300.0, -1.0, -1.0, -1.0]] * 2), 1e-6)  # the survivors' mixture
     stats = gate.last_stats
     assert stats.forward_calls == 4
     assert 1 <= stats.forward_failed <= 2  # e.3 may have answered before
@@ -101,8 +104,14 @@ def test_server_killed_mid_batch_and_returned(network: lib.TesseractNetwork, spa
     assert all(isinstance(error, errors.PeerUnreachable) for error in stats.errors), stats.errors
     assert_goes_on(gate, 2)
 
-    returned = server(spawn, network, "e.2=sleeper", "e.3=nop")
-    assert_used_again(gate, 4, returned.ready(), RETURN_SECONDS)
+    port = ("--port", str(victim.port))
+    for same in ((), identity, (*identity, *port)):  # a new owner; the same; the same at the same address
+        victim.signal(signal.SIGKILL)
+        assert victim.wait() == -signal.SIGKILL
+        step(gate)
+        assert_goes_on(gate, 2)
+        victim = server(spawn, network, *same, *experts)
+        assert_used_again(gate, 4, victim.ready(), RETURN_SECONDS)
 
 
 def test_stopped_server_is_left_out_and_taken_back(network: lib.TesseractNetwork, spawn: Spawn) -> None:
