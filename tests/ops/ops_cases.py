@@ -116,10 +116,18 @@ def assert_same(got: Tensor, want: Tensor) -> None:
     assert torch.equal(got.cpu(), want.cpu())
 
 
-def assert_near(got: Tensor, want: Tensor, tolerance: float) -> None:
-    """By the norm of the difference over the norm of what is wanted. Both finite; zeros must be zeros."""
+def assert_near(got: Tensor, want: Tensor, tolerance: float, scale: float = 0.0) -> None:
+    """The norm of the difference is within tolerance of the norm of what is wanted, or of `scale`.
+
+    Scale is the size of what was added up where sums may cancel: without it, zeros must be zeros. Both are finite.
+    """
     assert got.dtype == want.dtype
     assert got.shape == want.shape
     got, want = got.double().cpu(), want.double().cpu()
     assert got.isfinite().all()
-    assert (got - want).norm() <= tolerance * want.norm()
+    assert (got - want).norm() <= tolerance * max(want.norm().item(), scale)
+
+
+def size_of(*terms: Tensor) -> float:
+    """The scale of sums of these, which may hold NaN where nothing is read."""
+    return sum(x.double().nan_to_num(0.0).norm().item() for x in terms)
