@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from typing import Any
 
 from benchmarks.worker import answer_requests
@@ -35,17 +34,15 @@ class Ours:
         import torch
 
         import learning_at_home as lib
-        from benchmarks.nop import Nop
-        from learning_at_home.nn.experts import FeedForwardExpert
+        from benchmarks.nop import EXPERTS
 
         if torch_threads:
             torch.set_num_threads(torch_threads)
         begun = time.perf_counter()
-        make = Nop if kind == "nop" else partial(FeedForwardExpert, inner=4 * hidden)
         rows = lib.BatchTensorProto(hidden)
         backends = {}
         for uid in experts:
-            module = make(hidden)
+            module = EXPERTS[kind](hidden)
             optimizer = torch.optim.SGD(module.parameters(), lr=1e-3)
             backends[uid] = lib.ExpertBackend(
                 uid,
@@ -137,7 +134,7 @@ class Ours:
             seconds = time.perf_counter() - begun
             stats = self.gate.last_stats
             assert stats.forward_failed == stats.backward_failed == 0
-            torch.testing.assert_close(y, x)  # nop experts: a mixture of x with itself
+            torch.testing.assert_close(y, x, rtol=0.01, atol=0.01)  # a mixture of x with itself, shifted by little
             done.append({"seconds": seconds, "forward": forward, "calls": stats.forward_calls + stats.backward_calls})
         return done
 

@@ -1,4 +1,4 @@
-"""A training step, forward and backward, through a gate over 8×8 experts that do nothing: k=4, width 256.
+"""A training step, forward and backward, through a gate over 8×8 experts that do next to nothing: k=4, width 256.
 
 Bound: the bytes of the step (rows there and back, then rows and gradients there and gradients back) through a bare TCP
 loop between two Python processes.
@@ -25,7 +25,7 @@ def main() -> None:
     experts = [f"moe.{i}.{j}" for i in range(GRID[0]) for j in range(GRID[1])]
     rows: list[Row] = []
     with (
-        served(options.sides, experts, WIDTH, network=True, handlers=HANDLERS) as clients,
+        served(options.sides, experts, WIDTH, kind="shift", network=True, handlers=HANDLERS) as clients,
         bound_side().start() as echo,
         bound_side().start() as bound,
     ):

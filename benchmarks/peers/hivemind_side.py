@@ -1,4 +1,4 @@
-"""hivemind as a server or as a client of one. Runs in its own environment; its methods are those of `benchmarks.ours`."""
+"""hivemind as a server or as a client of one, in its own environment; its methods are those of `benchmarks.ours`."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ class Hivemind:
 
         import torch
         from hivemind.moe.server import Server
-        from hivemind.moe.server.layers import name_to_block, register_expert_class
+        from hivemind.moe.server.layers import register_expert_class
 
-        from benchmarks.nop import Nop
+        from benchmarks.nop import EXPERTS
 
         if torch_threads:
             torch.set_num_threads(torch_threads)
-        if "lah_nop" not in name_to_block:
-            register_expert_class("lah_nop", torch.empty)(Nop)
+        for name, expert in EXPERTS.items():
+            register_expert_class(f"lah_{name}", torch.empty)(expert)
         begun = time.perf_counter()
         self.server = Server.create(
             expert_uids=experts,
-            expert_cls="lah_nop" if kind == "nop" else kind,
+            expert_cls=f"lah_{kind}",
             hidden_dim=hidden,
             optim_cls=partial(torch.optim.SGD, lr=1e-3),
             num_handlers=handlers,
@@ -132,7 +132,7 @@ class Hivemind:
             forward = time.perf_counter() - begun
             y.pow(2).mean().backward()
             seconds = time.perf_counter() - begun
-            torch.testing.assert_close(y, x)
+            torch.testing.assert_close(y, x, rtol=0.01, atol=0.01)
             done.append({"seconds": seconds, "forward": forward, "calls": 2 * batch * self.k})
         return done
 

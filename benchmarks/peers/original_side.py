@@ -39,7 +39,7 @@ class Original:
         if os.fork() == 0:
             try:
                 lib, torch = self._load(torch_threads)
-                self._serve(lib, torch, experts, hidden, max_batch_size, port, (root, node) if network else None)
+                self._serve(lib, torch, experts, hidden, kind, max_batch_size, port, (root, node) if network else None)
             finally:
                 os._exit(1)
         # A connection that says nothing would end one of its handlers, so the kernel is asked instead.
@@ -128,13 +128,14 @@ class Original:
         torch: Any,
         experts: list[str],
         hidden: int,
+        kind: str,
         max_batch_size: int,
         port: int,
         network: tuple[int, int] | None,
     ) -> None:
         import multiprocessing.managers
 
-        from benchmarks.nop import Nop
+        from benchmarks.nop import EXPERTS
 
         root = lib.TesseractNetwork(port=network[0], start=True) if network else None
         shared = {}
@@ -144,7 +145,7 @@ class Original:
             shared = {"shm_manager": memory, "array_headers": multiprocessing.Manager().dict()}
         backends = {}
         for uid in experts:
-            module = Nop(hidden)
+            module = EXPERTS[kind](hidden)
             backends[uid] = lib.ExpertBackend(
                 name=uid,
                 expert=module,
