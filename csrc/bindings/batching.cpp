@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <atomic>
+#include <mutex>
 
 #include "batching/byte_pool.hpp"
 #include "bindings/core.hpp"
@@ -39,7 +40,7 @@ public:
       leak(std::move(bytes_));
       return;
     }
-    const py::gil_scoped_release release;
+    const GilRelease release;
     batcher_->stop();
     server_.reset();
   }
@@ -59,23 +60,27 @@ public:
     auto server = std::make_unique<net::CallServer>(thread.get(), thread.zmq(), identity_from(seed),
                                                     batcher(), *local_, *bytes_, boot_id);
     const auto bound = [&] {
-      const py::gil_scoped_release release;
+      const GilRelease release;
       return server->listen(*address, encrypted);
     }();
     if (!bound)
       raise_error(bound.error());
+    const GilRelease release;
+    const std::lock_guard lock(server_mutex_);
     server_ = std::move(server);
     return *bound;
   }
 
   void unlisten() {
-    const py::gil_scoped_release release;
+    const GilRelease release;
+    const std::lock_guard lock(server_mutex_);
     server_.reset();
   }
 
   void close() {
-    const py::gil_scoped_release release;
+    const GilRelease release;
     batcher().stop();
+    const std::lock_guard lock(server_mutex_);
     server_.reset();
   }
 
@@ -86,7 +91,7 @@ public:
     size_t needed = 0;
     batching::Taken taken = batching::Taken::kTimeout;
     {
-      const py::gil_scoped_release release;
+      const GilRelease release;
       taken = batcher().take({reinterpret_cast<std::byte*>(slab), slab_bytes},
                              clock_.now() + seconds(timeout), batch, needed);
     }
@@ -102,7 +107,7 @@ public:
 
   void finish(uint64_t batch, const std::vector<std::pair<uintptr_t, size_t>>& outputs) {
     {
-      const py::gil_scoped_release release;
+      const GilRelease release;
       std::vector<ByteView> views;
       for (const auto& [address, size] : outputs)
         views.emplace_back(reinterpret_cast<const std::byte*>(address), size);
@@ -112,7 +117,7 @@ public:
   }
 
   void fail(uint64_t batch, int code, const std::string& message, const std::string& detail) {
-    const py::gil_scoped_release release;
+    const GilRelease release;
     batcher().fail(batch, {static_cast<ErrorCode>(code), message, detail});
   }
 
@@ -130,7 +135,7 @@ public:
     }
     check_not_forked(owner_);
     const auto ticket = [&] {
-      const py::gil_scoped_release release;
+      const GilRelease release;
       return local_->submit(std::move(call), views, seconds(timeout));
     }();
     if (!ticket)
@@ -142,7 +147,7 @@ public:
   std::optional<py::bytes> wait(uint64_t ticket, double timeout) {
     check_not_forked(owner_);
     const auto answer = [&] {
-      const py::gil_scoped_release release;
+      const GilRelease release;
       return local_->wait(ticket, clock_.now() + seconds(timeout));
     }();
     if (!answer)
@@ -156,9 +161,11 @@ public:
   py::dict counters() {
     const auto batching = batcher().counters();
     rpc::Server::Counters calls;
-    if (server_) {
-      const py::gil_scoped_release release;
-      calls = server_->counters();
+    {
+      const GilRelease release;
+      const std::lock_guard lock(server_mutex_);
+      if (server_)
+        calls = server_->counters();
     }
     py::dict out;
     out["requests"] = batching.requests;
@@ -178,6 +185,7 @@ private:
   std::unique_ptr<batching::BytePool> bytes_;
   std::unique_ptr<batching::Batcher> batcher_;
   std::unique_ptr<batching::LocalCalls> local_;
+  std::mutex server_mutex_; // counters() may run while another thread closes; taken without the GIL
   std::unique_ptr<net::CallServer> server_;
   std::atomic<uint64_t> python_entries_{0};
 };
@@ -221,7 +229,7 @@ void bind_batching(py::module_& m) {
       .def("fail", &ServerCore::fail)
       .def("stop",
            [](ServerCore& self) {
-             const py::gil_scoped_release release;
+             const GilRelease release;
              self.batcher().stop();
            })
       .def("close", &ServerCore::close)

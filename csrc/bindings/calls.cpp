@@ -80,7 +80,7 @@ public:
       leak(std::move(client_));
       return;
     }
-    const py::gil_scoped_release release;
+    const GilRelease release;
     client_.reset();
   }
   ClientCore(const ClientCore&) = delete;
@@ -136,7 +136,7 @@ public:
     const Time until = clock_.now() + seconds(timeout) + kSecond;
     while (clock_.now() < until) {
       {
-        const py::gil_scoped_release release;
+        const GilRelease release;
         std::unique_lock lock(answer->mutex);
         answer->changed.wait_for(lock, std::chrono::nanoseconds(kSignalSlice),
                                  [&] { return answer->done; });
@@ -172,7 +172,7 @@ private:
       while (true) {
         bool done = false;
         {
-          const py::gil_scoped_release release;
+          const GilRelease release;
           done = group.wait(clock_, std::min(last, clock_.now() + kSignalSlice), plan);
         }
         if (done || clock_.now() >= last)
@@ -187,7 +187,7 @@ private:
   }
 
   void end(net::CallGroup& group, const Error& error) {
-    const py::gil_scoped_release release;
+    const GilRelease release;
     if (group.close(error))
       client_->cancel(group.shared_from_this());
   }

@@ -2,6 +2,8 @@
 // cross as addresses.
 #include "bindings/core.hpp"
 
+#include <unistd.h>
+
 #include <cmath>
 #include <stdexcept>
 
@@ -10,6 +12,15 @@
 namespace py = pybind11;
 
 namespace lah::bindings {
+
+GilRelease::~GilRelease() {
+  try {
+    PyEval_RestoreThread(state_);
+  } catch (...) { // the unwinding of pthread_exit, which must not reach the frames above
+    while (true)
+      pause();
+  }
+}
 
 void raise_error(const Error& error) {
   const py::object errors = py::module_::import("learning_at_home.errors");

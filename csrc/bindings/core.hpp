@@ -24,6 +24,20 @@ void bind_batching(pybind11::module_& m);
 // Raises RuntimeError in a forked child: network threads do not survive a fork.
 void check_not_forked(pid_t owner);
 
+// Releases the GIL in its scope. pybind11's own guard ends the process by std::terminate when a
+// daemon thread wants the GIL back while the interpreter exits: Python before 3.14 ends the thread
+// there by unwinding it. This one stops the thread for good instead, as later Pythons do.
+class GilRelease {
+public:
+  GilRelease() : state_(PyEval_SaveThread()) {}
+  ~GilRelease();
+  GilRelease(const GilRelease&) = delete;
+  GilRelease& operator=(const GilRelease&) = delete;
+
+private:
+  PyThreadState* state_;
+};
+
 // What a forked child inherits must not be destroyed there: its locks may be held for ever.
 template <class T> void leak(std::unique_ptr<T> object) {
   static_cast<void>(object.release());

@@ -19,7 +19,7 @@ public:
     const Endpoint bind = endpoint_from(host, port, "port");
     net::NetThread& net = thread.get();
     auto opened = [&] {
-      const py::gil_scoped_release release;
+      const GilRelease release;
       return net::HelloResponder::open(net, identity, bind, network_id);
     }();
     responder_ = value_or_raise(std::move(opened));
@@ -38,7 +38,7 @@ public:
   void close() {
     check_not_forked(owner_);
     std::unique_ptr<net::HelloResponder> closing = std::move(responder_);
-    const py::gil_scoped_release release;
+    const GilRelease release;
     closing.reset();
   }
 
@@ -55,21 +55,22 @@ std::optional<py::bytes> hello(NetThreadHandle& thread, const std::string& ip, i
   const Time until = clock.now() + seconds(timeout);
   net::NetThread& net = thread.get();
   std::unique_ptr<net::HelloQuery> query = value_or_raise([&] {
-    const py::gil_scoped_release release;
+    const GilRelease release;
     return net::HelloQuery::open(net, peer, network_id);
   }());
   bool done = false;
   while (!done && clock.now() < until) {
     {
-      const py::gil_scoped_release release;
+      const GilRelease release;
       done = query->wait(std::min(kSignalSlice, until - clock.now()));
     }
     check_signals();
   }
   const std::optional<crypto::PublicKey> key = done ? query->key() : std::nullopt;
-  const py::gil_scoped_release release;
-  query.reset();
-  const py::gil_scoped_acquire acquire;
+  {
+    const GilRelease release;
+    query.reset();
+  }
   return key ? std::optional(to_bytes(*key)) : std::nullopt;
 }
 

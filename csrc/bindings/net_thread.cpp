@@ -21,7 +21,7 @@ NetThreadHandle::~NetThreadHandle() {
     leak(std::move(thread_));
     return;
   }
-  const py::gil_scoped_release release;
+  const GilRelease release;
   zmq_.reset();
   thread_.reset();
 }
@@ -33,7 +33,7 @@ net::NetThread& NetThreadHandle::get() {
 
 net::ZmqContext& NetThreadHandle::zmq() {
   if (!zmq_) {
-    const py::gil_scoped_release release;
+    const GilRelease release;
     zmq_ = std::make_unique<net::ZmqContext>(get());
   }
   return *zmq_;

@@ -35,7 +35,7 @@ public:
     const Endpoint bind = endpoint_from(host, port, "port");
     net::NetThread& net = thread.get();
     Result<std::unique_ptr<net::UdpDriver>> opened = [&] {
-      const py::gil_scoped_release release;
+      const GilRelease release;
       return net::UdpDriver::open(net, identity, bind, std::move(config));
     }();
     driver_ = value_or_raise(std::move(opened));
@@ -58,7 +58,7 @@ public:
     watched_.clear();
     if (closing == nullptr)
       return;
-    const py::gil_scoped_release release;
+    const GilRelease release;
     // Callers that still wait in other threads get what there is, now.
     closing->run_and_wait([](auto& core, Time, WallMs) { core.node.abandon(); });
     closing.reset();
@@ -223,7 +223,7 @@ public:
     const Time until = clock_.now() + seconds(timeout);
     while (true) {
       {
-        const py::gil_scoped_release release;
+        const GilRelease release;
         const Duration left = std::min(kSignalSlice, until - clock_.now());
         if (watched->wait_for_version(version, left))
           return true;
@@ -298,7 +298,7 @@ private:
 
   void run(const net::UdpDriver::Command& command) {
     std::shared_ptr<net::UdpDriver> held = driver();
-    const py::gil_scoped_release release;
+    const GilRelease release;
     held->run_and_wait(command);
     held.reset();
   }

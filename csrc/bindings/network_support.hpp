@@ -61,7 +61,7 @@ public:
     const Time until = clock.now() + timeout;
     while (true) {
       {
-        const pybind11::gil_scoped_release release;
+        const GilRelease release;
         std::unique_lock lock(mutex_);
         const Duration left = std::min(kSignalSlice, until - clock.now());
         changed_.wait_for(lock, std::chrono::nanoseconds(left),
