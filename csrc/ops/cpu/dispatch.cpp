@@ -21,6 +21,8 @@ void dispatch(const DispatchArgs& a, int64_t begin, int64_t end) {
 
 void clear_unowned(void* rows, const int32_t* source, int64_t row_bytes, int64_t begin,
                    int64_t end) {
+  if (row_bytes == 0)
+    return; // rows may be null
   for (int64_t row = begin; row < end; ++row)
     if (source[row] < 0)
       std::memset(static_cast<char*>(rows) + row * row_bytes, 0, static_cast<size_t>(row_bytes));

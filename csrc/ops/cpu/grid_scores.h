@@ -2,7 +2,8 @@
 // (the last coordinate).
 #pragma once
 
-#include <vector>
+#include <algorithm>
+#include <memory>
 
 #include "ops/cpu/simd.h"
 
@@ -23,19 +24,37 @@ inline bool is_alive(const int32_t* alive, int64_t expert) {
   return alive == nullptr || (static_cast<uint32_t>(alive[expert / 32]) >> (expert % 32) & 1u) != 0;
 }
 
+// A fixed array with signed indices, like all sizes here.
+template <class real> class Array {
+public:
+  Array(int64_t size, real value)
+      : size_(size), data_(std::make_unique<real[]>(static_cast<size_t>(size))) {
+    std::fill_n(data_.get(), size, value);
+  }
+  LAH_INLINE real& operator[](int64_t i) { return data_.get()[i]; }
+  LAH_INLINE const real& operator[](int64_t i) const { return data_.get()[i]; }
+  LAH_INLINE real* data() { return data_.get(); }
+  LAH_INLINE const real* data() const { return data_.get(); }
+  int64_t size() const { return size_; }
+
+private:
+  int64_t size_;
+  std::unique_ptr<real[]> data_;
+};
+
 // Arrays are padded with void to a multiple of kLanes. Void and dead are -infinity, so that one
 // addition masks the dead.
 template <class real> struct GridScores {
   const int64_t columns, rows;
-  std::vector<real> row, column; // logits of prefixes and of last coordinates
-  std::vector<real> dead; // [experts] 0 or -infinity; readable for kLanes beyond the last expert
-  std::vector<real> sum;  // [experts]
+  Array<real> row, column; // logits of prefixes and of last coordinates
+  Array<real> dead;        // [experts] 0 or -infinity; readable for kLanes beyond the last expert
+  Array<real> sum;         // [experts]
 
   GridScores(const Grid& grid, const int32_t* alive)
       : columns(grid.size[grid.dims - 1]), rows(grid.experts / columns),
         row(padded(rows), kVoid<real>), column(padded(columns), kVoid<real>),
-        dead(padded(grid.experts) + kLanes, real{0}), sum(padded(grid.experts)), grid_(grid),
-        dead_row_(rows, kVoid<real>) {
+        dead(padded(grid.experts) + kLanes, real{0}), sum(padded(grid.experts), real{0}),
+        grid_(grid), dead_row_(rows, kVoid<real>) {
     for (int64_t e = 0; e < grid.experts; ++e) {
       if (is_alive(alive, e))
         dead_row_[e / columns] = 0;
@@ -80,7 +99,7 @@ template <class real> struct GridScores {
 
 private:
   const Grid grid_;
-  std::vector<real> dead_row_; // [rows] 0 or -infinity
+  Array<real> dead_row_; // [rows] 0 or -infinity
 };
 
 } // namespace lah::ops::cpu

@@ -54,7 +54,7 @@ private:
 
   real* values_ = nullptr;
   int64_t blocks_ = 0;
-  std::vector<real> best_; // padded with void
+  Array<real> best_; // padded with void
 };
 
 // The k best of what was offered, by (score descending, id ascending).
@@ -173,7 +173,7 @@ template <class real> LAH_INLINE real score_of(const Grid& grid, const real* log
 // small for 64k experts.
 template <class real> LAH_INLINE real log_sum_exp(const GridScores<real>& scores) {
   constexpr int64_t kPart = 1024;
-  const auto n = static_cast<int64_t>(scores.sum.size());
+  const auto n = scores.sum.size();
   real lanes[kLanes];
   for (int64_t l = 0; l < kLanes; ++l)
     lanes[l] = kVoid<real>;

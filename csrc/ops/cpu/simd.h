@@ -22,10 +22,10 @@
 #define LAH_INLINE inline __attribute__((always_inline))
 
 // A function compiled for several x86 levels; the loader picks one. Everything it calls in a loop
-// must be LAH_INLINE. Clang has no clones of templates, and other systems no ifunc: they get the
-// baseline.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && defined(__GNUC__) &&        \
-    !defined(__clang__)
+// must be LAH_INLINE. The baseline serves where there is no such loader (not glibc), no clones of
+// templates (clang), or a sanitizer, whose instrumented resolvers would run before it is ready.
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) &&                            \
+    !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define LAH_MULTIVERSION __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define LAH_MULTIVERSION
@@ -34,8 +34,8 @@
 namespace lah::ops::cpu {
 
 constexpr int64_t kLanes = 16;
-constexpr int64_t kStreamBytes = int64_t{4}
-                                 << 20; // outputs beyond this do not stay in a cache: write past it
+// Outputs beyond this do not stay in a cache: write past it.
+constexpr int64_t kStreamBytes = int64_t{4} << 20;
 
 struct BFloat16 {
   uint16_t bits;
@@ -145,7 +145,8 @@ LAH_INLINE void copy(void* to, const void* from, int64_t bytes, bool stream) {
   }
 #endif
   (void)stream;
-  std::memcpy(to, from, static_cast<size_t>(bytes));
+  if (bytes > 0)
+    std::memcpy(to, from, static_cast<size_t>(bytes)); // to may be null if not
 }
 
 // Streaming stores are weakly ordered: make them visible before another thread is told that they
