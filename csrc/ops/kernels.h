@@ -10,20 +10,17 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "base/limits.hpp"
+
 namespace lah::ops {
 
 constexpr int64_t kMaxChoices = 32; // one lane of a warp for each choice
-constexpr int64_t kMaxGridDims = 8;
-constexpr int64_t kMaxExperts = 65536;
+constexpr auto kMaxGridDims = static_cast<int64_t>(Limits::kGridDims);
+constexpr auto kMaxExperts = static_cast<int64_t>(Limits::kGridExperts);
 constexpr int64_t kTokenTile = 64; // least tokens of one unit of work
 
 enum class Scalar : int32_t { f32, f64, bf16, f16 };
-enum class Normalize : int32_t {
-  softmax,
-  sum,
-  none,
-  ones
-}; // ones: internal, sums rows without scores
+enum class Normalize : int32_t { softmax, sum, none, ones }; // ones: dispatch_backward, no scores
 
 // Where the rows of an assignment (t, j) are.
 struct Plan {
@@ -46,13 +43,14 @@ struct RouteGridArgs {
   const void* logits;   // f32 (CPU also f64) [tokens, grid.logits]
   const int32_t* alive; // bitmap of grid.experts bits, or null
   int64_t tokens, k, beam, capacity, align;
-  int32_t *index, *rank, *offset; // outputs; count is scratch on the CPU
-  int32_t* count;                 // [experts], assignments before capacity
-  void* score;                    // [tokens, choices]
-  void* lse;                      // [tokens], or null
-  void* stats;                    // [2, experts], or null
-  int32_t* tile_count;            // CUDA: scratch [rank_tiles, experts]
-  void* tile_probability;         // scratch [stats_tiles, experts], with stats
+  int32_t *index, *rank;  // [tokens, k]
+  int32_t* offset;        // [experts + 1]
+  int32_t* count;         // [experts], assignments before capacity
+  void* score;            // [tokens, k]
+  void* lse;              // [tokens], or null
+  void* stats;            // [2, experts], or null
+  int32_t* tile_count;    // CUDA: scratch [rank_tiles, experts]
+  void* tile_probability; // scratch [stats_tiles, experts], with stats
 };
 
 struct RouteBackwardArgs {
