@@ -52,7 +52,9 @@ def modules() -> list[str]:
 def markdown(rows: list[Row]) -> str:
     """The table, under a line that says where it comes from."""
     header, lines = table_cells(rows)
-    command = " ".join(["python -m benchmarks.all", *(Path(a).name if "/" in a else a for a in sys.argv[1:])])
+    # Where somebody's environments lie is nobody's business.
+    arguments = ["PATH" if "/" in argument else argument for argument in _without_json(sys.argv[1:])]
+    command = " ".join(["python -m benchmarks.all", *arguments])
     text = [
         f"{time.strftime('%Y-%m-%d')}, commit {commit()}, {machine()}, load {os.getloadavg()[1]:.1f}",
         "",
