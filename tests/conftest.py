@@ -27,9 +27,7 @@ class Process:
 
     def __init__(self, *command: str | Path) -> None:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self.popen = subprocess.Popen(
-            [sys.executable, "-u", *map(str, command)], text=True, cwd=TESTS.parent, **pipes
-        )
+        self.popen = subprocess.Popen([sys.executable, "-u", *map(str, command)], text=True, cwd=TESTS.parent, **pipes)
         self.stdout: list[str] = []
         self.stderr: list[str] = []
         self._news: queue.Queue[None] = queue.Queue()

@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import ctypes
 import os
+import sys
 import threading
 import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -93,7 +95,7 @@ def main() -> None:
         print(f"READY 127.0.0.1 {port} {node.port if node else 0}", flush=True)
 
     if options.block == "constructor":
-        say_ready(options.port)
+        when_blocked(lambda: say_ready(options.port))
         lib.TesseractServer(node, backends, port=options.port, start=True)
         print("RETURNED", flush=True)
         return
@@ -106,13 +108,31 @@ def main() -> None:
             except KeyboardInterrupt:
                 print("interrupted", flush=True)
                 raise
-    server.start(block=False)
-    say_ready(server.port)
     if options.block == "start":
+        when_blocked(lambda: say_ready(server.port))
         server.start()
         print("RETURNED", flush=True)
-    else:
-        threading.Event().wait()
+        return
+    server.start(block=False)
+    say_ready(server.port)
+    threading.Event().wait()
+
+
+def when_blocked(action: Callable[[], None]) -> None:
+    """Do something once the main thread waits for the interrupt, not earlier."""
+
+    def watch() -> None:
+        main = threading.main_thread().ident
+        while True:
+            names, frame = [], sys._current_frames().get(main or 0)
+            while frame is not None:
+                names.append(frame.f_code.co_name)
+                frame = frame.f_back
+            if "_serve_until_interrupted" in names and "wait" in names:
+                return action()
+            time.sleep(0.01)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def exit_with_stdin() -> None:

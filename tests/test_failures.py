@@ -320,9 +320,7 @@ def test_two_trainers_share_batches_and_both_update(spawn: Spawn) -> None:
     }
     servers = [lib.TesseractServer(None, {uid: backends[uid]}, port=0) for uid in "ab"]
     with servers[0], servers[1]:
-        trainers = [
-            spawn("-c", TRAINER, str(servers[0].port), str(servers[1].port), str(seed)) for seed in (1, 2)
-        ]
+        trainers = [spawn("-c", TRAINER, str(servers[0].port), str(servers[1].port), str(seed)) for seed in (1, 2)]
         for trainer in trainers:
             trainer.wait_line("TRAINED")
             assert trainer.wait() == 0

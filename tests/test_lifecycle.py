@@ -54,9 +54,7 @@ def take_port(port: int) -> None:
 # --- Ctrl-C -------------------------------------------------------------------------------------------------
 
 
-def busy_server(
-    spawn: Spawn, network: lib.TesseractNetwork, *options: str, seconds: float
-) -> ExpertServer:
+def busy_server(spawn: Spawn, network: lib.TesseractNetwork, *options: str, seconds: float) -> ExpertServer:
     """A server that has just begun a batch of so many seconds. It is one process, without children."""
     port = free_port()
     arguments = ("--network", str(network.port), "--port", str(port), *options, "e=sleeper")
@@ -85,9 +83,7 @@ INTERRUPTED = "interrupted: finishing the running batch (interrupt again to leav
 
 @linux_only
 @pytest.mark.parametrize("block", ["start", "constructor"])
-def test_interrupt_finishes_the_batch_and_exits(
-    network: lib.TesseractNetwork, spawn: Spawn, block: str
-) -> None:
+def test_interrupt_finishes_the_batch_and_exits(network: lib.TesseractNetwork, spawn: Spawn, block: str) -> None:
     took: list[float] = []
     while not took or (took[-1] > EXIT_SECONDS and len(took) < 5):  # one undisturbed try is enough
         process = busy_server(spawn, network, "--block", block, seconds=1.0)
@@ -188,9 +184,7 @@ def descriptors_and_threads() -> tuple[int, int]:
 
 @linux_only
 @pytest.mark.parametrize("keep_transport", [False, True])
-def test_a_hundred_servers_and_their_callers_leak_nothing(
-    network: lib.TesseractNetwork, keep_transport: bool
-) -> None:
+def test_a_hundred_servers_and_their_callers_leak_nothing(network: lib.TesseractNetwork, keep_transport: bool) -> None:
     held = get_transport() if keep_transport else None
 
     def cycle() -> None:
@@ -201,7 +195,12 @@ def test_a_hundred_servers_and_their_callers_leak_nothing(
     before = descriptors_and_threads()
     for _ in range(100):
         cycle()
-    wait_until(lambda: descriptors_and_threads() <= before, 60, f"{descriptors_and_threads()} -> {before}")
+
+    def grown() -> int:
+        """Sockets of servers gone for two seconds are closed; those still trying to connect come and go."""
+        return max(now - then for now, then in zip(descriptors_and_threads(), before, strict=True))
+
+    wait_until(lambda: grown() < 10, 60, "descriptors and threads are closed")
     del held
 
 
@@ -227,9 +226,7 @@ class Forked(Dataset[str]):
 def test_data_loader_workers_beside_a_live_network(network: lib.TesseractNetwork) -> None:
     with lib.TesseractServer(network, {"s.0": backend("s.0", "nop")}, port=0) as running:
         expert = lib.RemoteExpert("s.0", port=running.port)
-        gate = lib.GatingFunction(
-            in_features=HIDDEN, grid_size=[1], network=network, k_best=1, uid_prefix="s"
-        )
+        gate = lib.GatingFunction(in_features=HIDDEN, grid_size=[1], network=network, k_best=1, uid_prefix="s")
         x = torch.ones(1, HIDDEN)
         assert torch.equal(expert(x), gate(x))
         dataset = Forked(
@@ -283,6 +280,20 @@ threading.Thread(target=call, daemon=True).start()
 while server.counters()["batches"] < 5:
     time.sleep(0.001)
 """
+WAITING = """
+def again(use):
+    while True:
+        use()
+for use in (
+    lambda: root.wait_alive("s", [1], 99, 2.0),
+    lambda: root.get("name"),
+    lambda: root.ping("127.0.0.1", node.port),
+    lambda: expert.transport.ping(expert.address.peer, 1.0),
+    server.counters,
+):
+    threading.Thread(target=again, args=(use,), daemon=True).start()
+time.sleep(0.1)
+"""
 FORK = """
 pid = os.fork()
 if pid == 0:
@@ -297,6 +308,7 @@ assert torch.equal(expert(-torch.ones(1, HIDDEN)), -torch.ones(1, HIDDEN))
     [
         pytest.param("", 0, [], id="end"),
         pytest.param(BUSY, 0, [], id="busy"),
+        pytest.param(WAITING, 0, [], id="waiting"),
         pytest.param(FORK, 0, [], id="fork"),
         pytest.param("del server, node", 0, [], id="dropped"),
         pytest.param("sys.exit(3)", 3, [], id="exit"),
@@ -318,9 +330,7 @@ def test_interpreter_leaves_cleanly_with_everything_open(
 
 def test_copies_share_the_network_and_carry_only_their_own_state(network: lib.TesseractNetwork) -> None:
     with lib.TesseractServer(network, {"s.0": backend("s.0", "nop")}, port=0) as running:
-        gate = lib.GatingFunction(
-            in_features=HIDDEN, grid_size=[1], network=network, k_best=1, uid_prefix="s"
-        )
+        gate = lib.GatingFunction(in_features=HIDDEN, grid_size=[1], network=network, k_best=1, uid_prefix="s")
         expert = lib.RemoteExpert("s.0", port=running.port)
         x = torch.ones(2, HIDDEN)
         for used in (False, True):  # a used one holds connections and an alive map
@@ -342,51 +352,3 @@ def test_copies_share_the_network_and_carry_only_their_own_state(network: lib.Te
         with pytest.raises(TypeError, match="cannot be pickled"):
             pickle.dumps(network)
         assert deepcopy(network) is network
-
-
-# --- DDP ----------------------------------------------------------------------------------------------------
-
-RANK = """
-import sys, torch
-import learning_at_home as lib
-import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-rank, store, port, prefix = int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
-torch.set_num_threads(1)
-torch.manual_seed(0)
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-network = lib.TesseractNetwork(("127.0.0.1", port), port=0, host="127.0.0.1", start=True)
-gate = lib.GatingFunction(
-    in_features=4, grid_size=[2], network=network, k_best=2, uid_prefix=prefix, forward_timeout=10
-)
-assert prefix == "none" or gate.wait_for_experts(2, timeout=60)
-model = DistributedDataParallel(torch.nn.Sequential(torch.nn.Linear(4, 4), gate, torch.nn.Linear(4, 1)))
-opt = torch.optim.SGD(model.parameters(), lr=0.1)
-for _ in range(3):
-    opt.zero_grad()
-    model(torch.randn(3, 4)).sum().backward()
-    assert gate.last_stats.failed == 0
-    assert gate.last_stats.forward_calls == (0 if prefix == "none" else 2)
-    assert all(parameter.grad is not None for parameter in model.parameters())
-    opt.step()
-weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-both = [torch.empty_like(weights) for _ in range(2)]
-dist.all_gather(both, weights)
-assert torch.equal(*both) and weights.isfinite().all()
-dist.destroy_process_group()
-print("STEPPED")
-"""
-
-
-def test_ddp_steps_with_no_expert_alive_on_one_rank(
-    network: lib.TesseractNetwork, spawn: Spawn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
-    with lib.TesseractServer(network, {uid: backend(uid, "nop") for uid in ("s.0", "s.1")}, port=0):
-        ranks = [
-            spawn("-c", RANK, str(rank), str(tmp_path / "store"), str(network.port), prefix)
-            for rank, prefix in enumerate(("s", "none"))
-        ]
-        for rank in ranks:
-            rank.wait_line("STEPPED", timeout=100)
-            assert rank.wait() == 0, rank.stderr

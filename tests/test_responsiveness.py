@@ -24,9 +24,7 @@ PING_SECONDS = 0.020
 ENOUGH = 10  # pings answered while the GIL was held; without the GIL proof there would be none
 
 
-def hold_and_ping(
-    expert: lib.RemoteExpert, ping: Callable[[], float | None]
-) -> tuple[list[float], float]:
+def hold_and_ping(expert: lib.RemoteExpert, ping: Callable[[], float | None]) -> tuple[list[float], float]:
     """Round trips of the pings sent and answered while the server's Python held the GIL, and how long it did."""
     held = torch.empty(1, 2, dtype=torch.float64)
     call = ExpertCall(expert.address, FORWARD, [torch.ones(1, HIDDEN)], [held])
@@ -46,9 +44,7 @@ def hold_and_ping(
 
 @pytest.mark.skipif(sys.platform != "linux", reason="compares time.monotonic() of two processes")
 @pytest.mark.parametrize("kind", ["network", "transport"])
-def test_pings_are_answered_while_python_holds_the_gil(
-    network: lib.TesseractNetwork, spawn: Spawn, kind: str
-) -> None:
+def test_pings_are_answered_while_python_holds_the_gil(network: lib.TesseractNetwork, spawn: Spawn, kind: str) -> None:
     server = spawn("--network", str(network.port), "g=gil", cls=ExpertServer)
     assert isinstance(server, ExpertServer)
     expert = lib.RemoteExpert("g", port=server.port)
@@ -155,9 +151,7 @@ print(json.dumps({"took": min(took), "threads": len(tasks) - before, "children":
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts in /proc")
-def test_64_experts_take_one_process_few_threads_and_little_time(
-    network: lib.TesseractNetwork, spawn: Spawn
-) -> None:
+def test_64_experts_take_one_process_few_threads_and_little_time(network: lib.TesseractNetwork, spawn: Spawn) -> None:
     process = spawn("-c", SERVER_64, str(network.port))
     measured = json.loads(process.wait_line("{"))
     assert process.wait() == 0
