@@ -78,6 +78,14 @@ def answers(expert: lib.RemoteExpert, seconds: float = -1.0) -> bool:
         return False
 
 
+def plain_exit_seconds(spawn: Spawn) -> float:
+    """How long a process that only imported the package takes to end."""
+    process = spawn("-c", "import time, learning_at_home; print('ENDS', time.monotonic())")
+    begin = float(process.wait_line("ENDS").split()[1])
+    process.wait()
+    return time.monotonic() - begin
+
+
 INTERRUPTED = "interrupted: finishing the running batch (interrupt again to leave at once)"
 
 
@@ -85,7 +93,10 @@ INTERRUPTED = "interrupted: finishing the running batch (interrupt again to leav
 @pytest.mark.parametrize("block", ["start", "constructor"])
 def test_interrupt_finishes_the_batch_and_exits(network: lib.TesseractNetwork, spawn: Spawn, block: str) -> None:
     took: list[float] = []
-    while not took or (took[-1] > EXIT_SECONDS and len(took) < 5):  # one undisturbed try is enough
+    allowed = EXIT_SECONDS
+    while not took or (took[-1] > allowed and len(took) < 4):
+        if took:  # perhaps the machine is busy: then any process takes long to leave
+            allowed = EXIT_SECONDS + 3 * plain_exit_seconds(spawn)
         process = busy_server(spawn, network, "--block", block, seconds=1.0)
         process.signal(signal.SIGINT)
         assert process.wait(timeout=30) == 0
@@ -94,7 +105,7 @@ def test_interrupt_finishes_the_batch_and_exits(network: lib.TesseractNetwork, s
         assert process.stderr == [INTERRUPTED]
         for port in (process.port, process.network_port):
             take_port(port)
-    assert took[-1] <= EXIT_SECONDS, took
+    assert took[-1] <= allowed, took
 
 
 @linux_only
@@ -125,6 +136,7 @@ def test_shutdown_tells_callers_at_once() -> None:
     expert(torch.full((1, HIDDEN), -1.0))
     calls = [InBackground(lambda: expert(torch.full((1, HIDDEN), 1.0))) for _ in range(4)]
     wait_until(lambda: running.counters()["requests"] == 5, 30, "all four calls are there")
+    wait_until(lambda: running.counters()["batches"] == 2, 30, "the first of them runs")
     begin = time.monotonic()
     assert running.shutdown()
     ended = [call.outcome() for call in calls]

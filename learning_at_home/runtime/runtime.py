@@ -119,9 +119,7 @@ class TesseractRuntime:
         try:
             if backend.expert.training != training:
                 backend.expert.train(training)
-            inputs = [
-                self._view(proto, rows, offset) for proto, offset in zip(pool.inputs, offsets, strict=True)
-            ]
+            inputs = [self._view(proto, rows, offset) for proto, offset in zip(pool.inputs, offsets, strict=True)]
             outputs = _checked(pool, rows, pool.process_func(*inputs))
         except Exception as error:  # an expert's error is its callers' to know, and never the server's end
             backend.opt.zero_grad()
@@ -153,8 +151,6 @@ def _checked(pool: TaskPool, rows: int, outputs: Sequence[Tensor]) -> list[Tenso
     checked = []
     for proto, tensor in zip(pool.outputs, outputs, strict=True):
         if not proto.fits(tensor) or len(tensor) != rows:
-            raise TypeError(
-                f"expected an output {proto} of {rows} rows, got {tensor.dtype}{list(tensor.shape)}"
-            )
+            raise TypeError(f"expected an output {proto} of {rows} rows, got {tensor.dtype}{list(tensor.shape)}")
         checked.append(tensor.detach().to("cpu").contiguous())
     return checked
