@@ -65,10 +65,10 @@ struct Limits {
   static constexpr size_t kPeerCalls = 4096;              // open calls of one peer
   static constexpr size_t kCreditBytes = size_t{4} << 20; // window of one stream
   static constexpr size_t kErrorTextBytes = 16384;        // remote traceback text
-  static constexpr size_t kDescriptionBytes = size_t{1} << 20;  // JSON answer to an info call
-  static constexpr size_t kPoolQueue = 8192;              // requests waiting in one pool
-  static constexpr uint64_t kDeadlineMs = 3'600'000;      // the longest deadline a call may carry
-  static constexpr size_t kConnections = 1024;            // peers of one listener
+  static constexpr size_t kDescriptionBytes = size_t{1} << 20; // JSON answer to an info call
+  static constexpr size_t kPoolQueue = 8192;                   // requests waiting in one pool
+  static constexpr uint64_t kDeadlineMs = 3'600'000; // the longest deadline a call may carry
+  static constexpr size_t kConnections = 1024;       // peers of one listener
 };
 
 } // namespace lah
