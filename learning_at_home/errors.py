@@ -66,6 +66,14 @@ class NotFound(LearningAtHomeError, LookupError):
     """The network holds no such record."""
 
 
+class Rejected(LearningAtHomeError):
+    """The server refused a request's numbers: NaN, infinite, or a norm above the expert's limit. Nothing was applied."""
+
+
+class NotPermitted(LearningAtHomeError, PermissionError):
+    """The server does not do this, or not for this caller's key."""
+
+
 class NoExpertsAlive(LearningAtHomeError):
     """No expert answered for some tokens, and the gate was asked to raise (`on_empty="raise"`)."""
 
@@ -84,6 +92,8 @@ _CLASSES: dict[int, type[LearningAtHomeError]] = {
     9: ShuttingDown,
     10: InvalidArgument,
     11: NotFound,
+    12: Rejected,
+    13: NotPermitted,
 }
 CODES = {cls: code for code, cls in _CLASSES.items()}
 

@@ -28,6 +28,10 @@ const char* error_name(ErrorCode code) {
     return "InvalidArgument";
   case ErrorCode::kNotFound:
     return "NotFound";
+  case ErrorCode::kRejected:
+    return "Rejected";
+  case ErrorCode::kNotPermitted:
+    return "NotPermitted";
   }
   return "Unknown";
 }

@@ -20,7 +20,10 @@ enum class ErrorCode : uint8_t {
   kShuttingDown = 9,     // the server or the client is closing
   kInvalidArgument = 10, // the local caller's mistake
   kNotFound = 11,        // the DHT holds no such record
+  kRejected = 12,        // the request's numbers: NaN, infinite, or a norm above the expert's limit
+  kNotPermitted = 13,    // the server does not do this for this caller
 };
+inline constexpr uint64_t kErrorCodes = 13; // the highest
 
 const char* error_name(ErrorCode code);
 

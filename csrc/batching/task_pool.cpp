@@ -3,7 +3,7 @@
 namespace lah::batching {
 
 uint64_t TensorSpec::row_bytes() const {
-  uint64_t bytes = rpc::dtype_bytes(dtype);
+  uint64_t bytes = dtype_bytes(dtype);
   for (uint64_t extent : instance_shape)
     bytes *= extent;
   return bytes;
@@ -16,7 +16,7 @@ rpc::TensorMeta TensorSpec::meta(uint64_t rows) const {
 }
 
 std::string TensorSpec::text() const {
-  std::string out = std::string(rpc::dtype_name(dtype)) + "[*";
+  std::string out = std::string(dtype_name(dtype)) + "[*";
   for (uint64_t extent : instance_shape)
     out += ", " + std::to_string(extent);
   return out + "]";

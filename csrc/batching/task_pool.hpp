@@ -8,7 +8,7 @@
 namespace lah::batching {
 
 struct TensorSpec {
-  rpc::DType dtype = rpc::DType::kFloat32;
+  DType dtype = DType::kFloat32;
   std::vector<uint64_t> instance_shape; // of one row
 
   uint64_t row_bytes() const;

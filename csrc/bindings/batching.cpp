@@ -20,7 +20,7 @@ using TensorSpecTuple = std::pair<int, std::vector<uint64_t>>; // dtype, instanc
 std::vector<batching::TensorSpec> specs_from(const std::vector<TensorSpecTuple>& tuples) {
   std::vector<batching::TensorSpec> specs;
   for (const auto& [dtype, shape] : tuples)
-    specs.push_back({static_cast<rpc::DType>(dtype), shape});
+    specs.push_back({static_cast<DType>(dtype), shape});
   return specs;
 }
 

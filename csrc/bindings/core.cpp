@@ -32,7 +32,7 @@ void raise_error(const Error& error) {
 
 rpc::TensorMeta meta_from(const TensorTuple& tensor) {
   rpc::TensorMeta meta;
-  meta.dtype = static_cast<rpc::DType>(std::get<1>(tensor));
+  meta.dtype = static_cast<DType>(std::get<1>(tensor));
   meta.shape = std::get<2>(tensor);
   const auto bytes = rpc::tensor_bytes(meta.dtype, meta.shape);
   if (!bytes)

@@ -6,11 +6,6 @@
 namespace lah::rpc {
 namespace {
 
-constexpr std::array<size_t, kDTypes + 1> kDTypeBytes{0, 4, 8, 2, 2, 1, 2, 4, 8, 1, 1};
-constexpr std::array<const char*, kDTypes + 1> kDTypeNames{
-    "?",     "float32", "float64", "float16", "bfloat16", "int8",
-    "int16", "int32",   "int64",   "uint8",   "bool"};
-
 void put_tensors(wire::Writer& out, const std::vector<TensorMeta>& tensors) {
   out.array(tensors.size());
   for (const TensorMeta& tensor : tensors) {
@@ -22,6 +17,14 @@ void put_tensors(wire::Writer& out, const std::vector<TensorMeta>& tensors) {
   }
 }
 
+// On the wire; nothing if the tensor is too large or the codec is not for its dtype.
+std::optional<uint64_t> expected_bytes(const TensorMeta& tensor) {
+  const auto bytes = tensor_bytes(tensor.dtype, tensor.shape);
+  if (!bytes || !codecs::codec_fits(tensor.codec, tensor.dtype))
+    return std::nullopt;
+  return codecs::codec_bytes(tensor.codec, tensor.dtype, *bytes / dtype_bytes(tensor.dtype));
+}
+
 TensorMeta get_tensor(wire::Reader& in) {
   TensorMeta tensor;
   in.enter(4, Limits::kWireArray);
@@ -29,14 +32,14 @@ TensorMeta get_tensor(wire::Reader& in) {
   if (dtype == 0)
     in.fail();
   tensor.dtype = static_cast<DType>(dtype);
-  tensor.codec = static_cast<Codec>(in.u64(0));
+  tensor.codec = static_cast<Codec>(in.u64(codecs::kCodecs));
   const size_t dims = in.enter(0, Limits::kTensorDims);
   for (size_t i = 0; i < dims; ++i)
     tensor.shape.push_back(in.u64(Limits::kCallBytes));
   in.leave();
   tensor.wire_bytes = in.u64(Limits::kCallBytes);
   in.leave();
-  if (in.ok() && tensor_bytes(tensor.dtype, tensor.shape) != tensor.wire_bytes)
+  if (in.ok() && tensor.wire_bytes != expected_bytes(tensor))
     in.fail();
   return tensor;
 }
@@ -63,18 +66,20 @@ struct Encoder {
         .u64(offset);
   }
   void operator()(const Call& m) const {
-    head(Kind::kCall, 8, m.id, 0);
+    head(Kind::kCall, 10, m.id, 0);
     out.u64(m.total_bytes).u64(static_cast<uint64_t>(m.method)).str(m.uid).u64(m.deadline_ms);
     out.boolean(m.training).u64(m.priority).u64(m.attempt);
     put_tensors(out, m.tensors);
+    out.u64(static_cast<uint64_t>(m.result_codec)).u64(m.boot_id);
   }
   void operator()(const Data& m) const { head(Kind::kData, 0, m.id, m.offset); }
   void operator()(const Credit& m) const { head(Kind::kCredit, 0, m.id, m.limit); }
   void operator()(const Cancel& m) const { head(Kind::kCancel, 0, m.id, 0); }
   void operator()(const ResultMessage& m) const {
-    head(Kind::kResult, 5, m.id, 0);
+    head(Kind::kResult, 7, m.id, 0);
     out.u64(m.total_bytes).u64(m.queue_us).u64(m.service_us).u64(m.batch_rows);
     put_tensors(out, m.tensors);
+    out.u64(m.boot_id).u64(m.wait_us);
   }
   void operator()(const ErrorMessage& m) const {
     head(Kind::kError, 3, m.id, 0);
@@ -82,8 +87,8 @@ struct Encoder {
   }
   void operator()(const Ping& m) const { head(Kind::kPing, 0, m.id, 0); }
   void operator()(const Pong& m) const {
-    head(Kind::kPong, 1, m.id, 0);
-    out.u64(m.boot_id);
+    head(Kind::kPong, 3, m.id, 0);
+    out.u64(m.boot_id).u64(m.connection).u64(m.wait_us);
   }
   void operator()(const GoAway& m) const { head(Kind::kGoAway, 0, m.id, 0); }
 };
@@ -92,7 +97,7 @@ Message get_call(wire::Reader& in, const RequestId& id) {
   Call call;
   call.id = id;
   call.total_bytes = in.u64(Limits::kCallBytes);
-  const uint64_t method = in.u64(3);
+  const uint64_t method = in.u64(kMethods);
   if (method == 0)
     in.fail();
   call.method = static_cast<Method>(method);
@@ -102,6 +107,8 @@ Message get_call(wire::Reader& in, const RequestId& id) {
   call.priority = static_cast<uint8_t>(in.u64(255));
   call.attempt = static_cast<uint8_t>(in.u64(255));
   call.tensors = get_tensors(in, call.total_bytes);
+  call.result_codec = static_cast<Codec>(in.u64(codecs::kCodecs));
+  call.boot_id = in.u64();
   return call;
 }
 
@@ -113,16 +120,26 @@ Message get_result(wire::Reader& in, const RequestId& id) {
   result.service_us = in.u64();
   result.batch_rows = in.u64();
   result.tensors = get_tensors(in, result.total_bytes);
+  result.boot_id = in.u64();
+  result.wait_us = in.u64();
   return result;
 }
 
 Message get_error(wire::Reader& in, const RequestId& id) {
   ErrorMessage error;
   error.id = id;
-  error.code = static_cast<ErrorCode>(in.u64(static_cast<uint64_t>(ErrorCode::kNotFound)));
+  error.code = static_cast<ErrorCode>(in.u64(kErrorCodes));
   error.retry_after_ms = in.u64(Limits::kDeadlineMs);
   error.message = in.str(Limits::kHeaderBytes);
   return error;
+}
+
+Message get_pong(wire::Reader& in, const RequestId& id) {
+  Pong pong{id};
+  pong.boot_id = in.u64();
+  pong.connection = in.u64();
+  pong.wait_us = in.u64();
+  return pong;
 }
 
 Message get_body(wire::Reader& in, uint64_t kind, const RequestId& id, uint64_t offset) {
@@ -142,7 +159,7 @@ Message get_body(wire::Reader& in, uint64_t kind, const RequestId& id, uint64_t 
   case Kind::kPing:
     return Ping{id};
   case Kind::kPong:
-    return Pong{id, in.u64()};
+    return get_pong(in, id);
   case Kind::kGoAway:
     return GoAway{id};
   }
@@ -151,13 +168,6 @@ Message get_body(wire::Reader& in, uint64_t kind, const RequestId& id, uint64_t 
 }
 
 } // namespace
-
-size_t dtype_bytes(DType dtype) {
-  return kDTypeBytes[static_cast<size_t>(dtype)];
-}
-const char* dtype_name(DType dtype) {
-  return kDTypeNames[static_cast<size_t>(dtype)];
-}
 
 std::string TensorMeta::text() const {
   std::string out = std::string(dtype_name(dtype)) + "[";

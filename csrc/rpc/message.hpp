@@ -10,6 +10,7 @@
 #include "base/bytes.hpp"
 #include "base/limits.hpp"
 #include "base/result.hpp"
+#include "codecs/codec.hpp"
 
 namespace lah::rpc {
 
@@ -29,27 +30,15 @@ enum class Kind : uint8_t {
   kGoAway = 9,
 };
 
-enum class Method : uint8_t { kForward = 1, kBackward = 2, kInfo = 3 };
-
-enum class DType : uint8_t {
-  kFloat32 = 1,
-  kFloat64 = 2,
-  kFloat16 = 3,
-  kBFloat16 = 4,
-  kInt8 = 5,
-  kInt16 = 6,
-  kInt32 = 7,
-  kInt64 = 8,
-  kUInt8 = 9,
-  kBool = 10,
+enum class Method : uint8_t {
+  kForward = 1,
+  kBackward = 2,
+  kInfo = 3,  // the expert's schema, as JSON
+  kState = 4, // the expert itself: a safetensors file, where its server permits
 };
-inline constexpr uint64_t kDTypes = 10;
+inline constexpr uint64_t kMethods = 4;
 
-size_t dtype_bytes(DType dtype);
-const char* dtype_name(DType dtype);
-
-// How a tensor's elements travel. Only kRaw exists yet.
-enum class Codec : uint8_t { kRaw = 0 };
+using codecs::Codec;
 
 struct TensorMeta {
   DType dtype = DType::kFloat32;
@@ -75,8 +64,10 @@ struct Call {
   uint64_t deadline_ms = 0; // remaining when sent
   bool training = true;
   uint8_t priority = 0; // higher goes first
-  uint8_t attempt = 0;
+  uint8_t attempt = 0;  // counts how often this request was sent
   std::vector<TensorMeta> tensors;
+  Codec result_codec = Codec::kRaw; // of the result's tensors that it fits
+  uint64_t boot_id = 0; // the incarnation that an earlier attempt reached; 0: none is known
 };
 
 struct Data {
@@ -101,6 +92,8 @@ struct ResultMessage {
   uint64_t service_us = 0; // start to end of its batch
   uint64_t batch_rows = 0;
   std::vector<TensorMeta> tensors;
+  uint64_t boot_id = 0;
+  uint64_t wait_us = 0; // what a request that comes now would wait
 };
 
 // The chunk holds the remote traceback's text, if there is one.
@@ -115,9 +108,12 @@ struct Ping {
   RequestId id{};
 };
 
+// `connection` is another one after each reconnection: what was sent over the last may be lost.
 struct Pong {
   RequestId id{};
   uint64_t boot_id = 0;
+  uint64_t connection = 0;
+  uint64_t wait_us = 0; // what a request that comes now would wait
 };
 
 // The server takes no new calls on this connection.

@@ -39,8 +39,8 @@ struct BatchingTest : testing::Test {
                 Duration wait = 0) {
     PoolSpec spec;
     spec.uid = uid;
-    spec.inputs = {{rpc::DType::kFloat32, {4}}, {rpc::DType::kInt64, {}}};
-    spec.outputs = {{rpc::DType::kFloat32, {4}}};
+    spec.inputs = {{DType::kFloat32, {4}}, {DType::kInt64, {}}};
+    spec.outputs = {{DType::kFloat32, {4}}};
     spec.max_batch_rows = max_rows;
     spec.min_batch_rows = min_rows;
     spec.min_batch_wait = wait;
@@ -51,8 +51,8 @@ struct BatchingTest : testing::Test {
     rpc::Call call;
     call.uid = uid;
     call.training = training;
-    call.tensors = {TensorSpec{rpc::DType::kFloat32, {4}}.meta(rows),
-                    TensorSpec{rpc::DType::kInt64, {}}.meta(rows)};
+    call.tensors = {TensorSpec{DType::kFloat32, {4}}.meta(rows),
+                    TensorSpec{DType::kInt64, {}}.meta(rows)};
     call.total_bytes = rpc::stream_bytes(call.tensors);
     return call;
   }
@@ -197,12 +197,12 @@ TEST_F(BatchingTest, SchemaErrorsSayWhatWasExpectedAndWhatCame) {
   wrong.tensors.pop_back();
   EXPECT_NE(message(wrong).find("expected 2 tensors, got 1"), std::string::npos);
   wrong = header("a", 2);
-  wrong.tensors[0] = TensorSpec{rpc::DType::kFloat32, {5}}.meta(2);
+  wrong.tensors[0] = TensorSpec{DType::kFloat32, {5}}.meta(2);
   EXPECT_NE(message(wrong).find("expected float32[*, 4], got float32[2, 5]"), std::string::npos);
-  wrong.tensors[0] = TensorSpec{rpc::DType::kFloat16, {4}}.meta(2);
+  wrong.tensors[0] = TensorSpec{DType::kFloat16, {4}}.meta(2);
   EXPECT_NE(message(wrong).find("got float16[2, 4]"), std::string::npos);
   wrong = header("a", 2);
-  wrong.tensors[1] = TensorSpec{rpc::DType::kInt64, {}}.meta(3);
+  wrong.tensors[1] = TensorSpec{DType::kInt64, {}}.meta(3);
   EXPECT_NE(message(wrong).find("expected 2 rows"), std::string::npos);
   wrong.tensors[0].shape.clear();
   EXPECT_NE(message(wrong).find("got float32[]"), std::string::npos);
@@ -256,7 +256,7 @@ TEST_F(BatchingTest, StoppingAnswersEverybody) {
 TEST_F(BatchingTest, FullQueuesRefuse) {
   PoolSpec spec;
   spec.uid = "tiny";
-  spec.inputs = {{rpc::DType::kFloat32, {4}}, {rpc::DType::kInt64, {}}};
+  spec.inputs = {{DType::kFloat32, {4}}, {DType::kInt64, {}}};
   spec.queue_limit = 1;
   batcher.add_pool(spec);
   submit("tiny", 1, 1);

@@ -13,7 +13,7 @@ std::shared_ptr<CallGroup> group_of(size_t calls, std::vector<float>* out = null
   std::vector<GroupedCall> specs(calls);
   if (out != nullptr)
     for (size_t i = 0; i < calls; ++i)
-      specs[i].outputs = {{{rpc::DType::kFloat32, rpc::Codec::kRaw, {1}, 4},
+      specs[i].outputs = {{{DType::kFloat32, rpc::Codec::kRaw, {1}, 4},
                            reinterpret_cast<std::byte*>(&(*out)[i])}};
   return std::make_shared<CallGroup>(std::move(specs));
 }
@@ -89,13 +89,13 @@ TEST(CallGroup, ResultsOfOtherShapesAreRefused) {
   std::vector<float> out(1, -1.0f);
   const auto group = group_of(1, &out);
   rpc::ResultMessage result;
-  result.tensors = {{rpc::DType::kFloat32, rpc::Codec::kRaw, {2}, 8}};
+  result.tensors = {{DType::kFloat32, rpc::Codec::kRaw, {2}, 8}};
   EXPECT_FALSE(group->sink(0).on_result(result));
-  result.tensors = {{rpc::DType::kInt32, rpc::Codec::kRaw, {1}, 4}};
+  result.tensors = {{DType::kInt32, rpc::Codec::kRaw, {1}, 4}};
   EXPECT_FALSE(group->sink(0).on_result(result));
   result.tensors = {};
   EXPECT_FALSE(group->sink(0).on_result(result));
-  result.tensors = {{rpc::DType::kFloat32, rpc::Codec::kRaw, {1}, 4}};
+  result.tensors = {{DType::kFloat32, rpc::Codec::kRaw, {1}, 4}};
   EXPECT_TRUE(group->sink(0).on_result(result));
 }
 
