@@ -27,11 +27,15 @@ _current: tuple[int, weakref.ref[Transport]] | None = None
 
 @dataclass(frozen=True)
 class ExpertAddress:
-    """Where an expert is served: uid, connection, and the text that names its server in errors."""
+    """Where an expert is served: uid, connection, and the text that names its server in errors.
+
+    replicas: connections of other servers that declare the same uid with the same schema, best first.
+    """
 
     uid: str
     peer: int
     server: str
+    replicas: tuple[int, ...] = ()
 
 
 @dataclass
