@@ -299,9 +299,21 @@ class TesseractNetwork:
             (flat_id, uid, host, port, public_key, boot_id), the fields of `AliveExpert`, by flat_id.
         """
         key = self._watching(prefix, grid)
-        version, experts = self._running.alive(prefix, key)
+        version, experts, _ = self._running.alive(prefix, key)
         self._warn_of_other_schemas(prefix, key)
         return version, experts
+
+    def replicas(self, prefix: str, grid: Sequence[int]) -> dict[int, tuple[tuple[str, int, bytes, int], ...]]:
+        """Who else serves the experts of `alive`: the same uid, the same schema, another server.
+
+        Which of the servers of an expert `alive` names is a lasting choice of this node's, different from other
+        nodes' and from expert to expert (rendezvous hashing), so that replicas share the work.
+
+        Returns:
+            flat_id → (host, port, public_key, boot_id) of up to 7 further servers, in the order in which they
+            would take over. Experts that one server alone serves are left out.
+        """
+        return dict(self._running.alive(prefix, self._watching(prefix, grid))[2])
 
     def alive_experts(self, prefix: str, grid: Sequence[int]) -> list[AliveExpert]:
         """The experts of `alive`, with names for their fields."""

@@ -170,6 +170,40 @@ def test_suspects_are_left_out_until_forgiven(join: Join) -> None:
     assert len(node.alive("ffn", [1])[1]) == 1
 
 
+def test_replicas_are_all_seen_and_the_choice_among_them_lasts(join: Join) -> None:
+    root, trainer = join(), join()
+    trainer.watch("ffn", [32], period=0.05)
+    uids = [f"ffn.{i}" for i in range(32)]
+    servers = [join((HERE, root.port)) for _ in range(3)]
+    for i, server in enumerate(servers):
+        server.declare_experts(uids[: 32 - i], HERE, 4000 + i, update_period=0.2, expiration=60.0)
+    assert eventually(lambda: len(trainer.replicas("ffn", [32]).get(0, ())) == 2)
+
+    def holders() -> dict[str, list[bytes]]:
+        replicas = trainer.replicas("ffn", [32])
+        first = trainer.alive_experts("ffn", [32])
+        return {e.uid: [e.public_key, *(place[2] for place in replicas.get(e.flat_id, ()))] for e in first}
+
+    found = holders()
+    assert [len(found[uid]) for uid in uids] == [3] * 30 + [2, 1]
+    for uid, keys in found.items():
+        assert set(keys) == {server.public_key for server in servers[: len(keys)]}, uid
+    assert len({keys[0] for keys in found.values()}) == 3  # they share the work
+    version = trainer.alive_version("ffn", [32])
+    packets = trainer.status()["packets_in"]
+    assert eventually(lambda: trainer.status()["packets_in"] > packets + 60)  # refreshed again and again
+    assert trainer.alive_version("ffn", [32]) == version
+    (expert,) = trainer.get_experts(uids[:1])
+    assert expert is not None
+    assert expert.key == found[uids[0]][0]
+
+    first = found[uids[0]][0]
+    trainer.suspect(first, 60.0)
+    assert holders()[uids[0]] == [key for key in found[uids[0]] if key != first]
+    trainer.forgive(first)
+    assert holders() == found
+
+
 def test_two_prefixes_do_not_mix_and_a_number_may_end_a_prefix(join: Join) -> None:
     node = join()
     node.declare_experts(["layer.0.3", "layer.1.2", "other.3"], HERE, 4000)

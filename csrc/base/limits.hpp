@@ -51,6 +51,7 @@ struct Limits {
   static constexpr size_t kNodeAddresses = 8;
   static constexpr size_t kCachedPrefixes = 256;
   static constexpr size_t kSuspects = 4096;
+  static constexpr size_t kExpertReplicas = 7; // further owners of one expert that a trainer knows
 
   // --- expert calls ------------------------------------------------------------------------------
   static constexpr size_t kHeaderBytes = 1024;

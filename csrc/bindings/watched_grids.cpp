@@ -5,19 +5,27 @@ namespace py = pybind11;
 namespace lah::bindings {
 namespace {
 
+// (version, experts, replicas by flat id)
 py::tuple alive_tuple(const dht::Grid& grid, const dht::AliveMap& map) {
   std::vector<py::tuple> servers; // (ip, port, key, boot id), shared by the experts of a server
   for (const dht::AliveMap::Server& server : map.servers)
     servers.push_back(py::make_tuple(server.endpoint.ip_text(), server.endpoint.port,
                                      to_bytes(server.owner), server.boot_id));
   py::tuple experts(map.experts.size());
+  py::dict replicas;
   for (size_t i = 0; i < map.experts.size(); ++i) {
     const dht::AliveMap::Expert& expert = map.experts[i];
     const py::tuple& server = servers[expert.server];
     experts[i] = py::make_tuple(expert.flat_id, grid.uid(expert.flat_id), server[0], server[1],
                                 server[2], server[3]);
+    if (expert.replicas.empty())
+      continue;
+    py::tuple others(expert.replicas.size());
+    for (size_t j = 0; j < expert.replicas.size(); ++j)
+      others[j] = servers[expert.replicas[j]];
+    replicas[py::int_(expert.flat_id)] = others;
   }
-  return experts;
+  return py::make_tuple(map.version, experts, replicas);
 }
 
 } // namespace
@@ -57,9 +65,9 @@ py::tuple WatchedGrids::alive(const std::string& prefix, const Size& size) {
   Watched& watched = find(prefix, size);
   const auto map = watched.grid->map();
   if (map == nullptr)
-    return py::make_tuple(0, py::tuple());
+    return py::make_tuple(0, py::tuple(), py::dict());
   if (watched.python_version != map->version) {
-    watched.python_map = py::make_tuple(map->version, alive_tuple(watched.grid->grid, *map));
+    watched.python_map = alive_tuple(watched.grid->grid, *map);
     watched.python_version = map->version;
   }
   return watched.python_map;

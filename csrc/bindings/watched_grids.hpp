@@ -40,7 +40,7 @@ public:
   using Size = std::vector<int64_t>;
 
   void watch(net::UdpDriver& driver, const std::string& prefix, const Size& size, Duration period);
-  // (version, experts): the same object until the map changes.
+  // (version, experts, replicas): the same object until the map changes.
   pybind11::tuple alive(const std::string& prefix, const Size& size);
   // Null before the first answer.
   std::shared_ptr<const dht::AliveMap> map(const std::string& prefix, const Size& size);

@@ -25,11 +25,41 @@ std::optional<uint32_t> flat_id(const Grid& grid, const Coordinates& coordinates
   return flat;
 }
 
-struct Candidate {
-  uint64_t seq;
+// One owner says that it serves one expert.
+struct Claim {
+  uint64_t schema;
+  uint32_t flat_id;
+  uint64_t rank;
   uint32_t server;
+  auto operator<=>(const Claim&) const = default;
 };
-using ByFlatId = std::map<uint32_t, Candidate>;
+using Claims = std::vector<Claim>; // sorted: by schema, then expert, then preference
+
+uint64_t mix(uint64_t x) { // splitmix64 (Steele, Lea and Flood, 2014)
+  x += 0x9e3779b97f4a7c15;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111eb;
+  return x ^ (x >> 31);
+}
+
+// Calls `visit(first, last)` for each run of claims whose `field` is the same.
+template <class Field, class Visit>
+void for_each_run(Claims::const_iterator begin, Claims::const_iterator end, Field field,
+                  Visit visit) {
+  while (begin != end) {
+    const auto next =
+        std::find_if(begin, end, [&](const Claim& claim) { return claim.*field != *begin.*field; });
+    visit(begin, next);
+    begin = next;
+  }
+}
+
+AliveMap::Expert expert_of(Claims::const_iterator first, Claims::const_iterator last) {
+  AliveMap::Expert expert{first->flat_id, first->server, {}};
+  for (++first; first != last && expert.replicas.size() < Limits::kExpertReplicas; ++first)
+    expert.replicas.push_back(first->server);
+  return expert;
+}
 
 } // namespace
 
@@ -73,10 +103,20 @@ bool AliveMap::same_content(const AliveMap& other) const {
          servers == other.servers && experts == other.experts;
 }
 
+Preference::Preference(const Id& trainer, const PublicKey& owner)
+    : seed_(distance(trainer, Id::from_bytes(owner)).words[0]) {}
+
+uint64_t Preference::rank(const Coordinates& coordinates) const {
+  uint64_t rank = mix(seed_);
+  for (const uint32_t coordinate : coordinates)
+    rank = mix(rank ^ coordinate);
+  return rank;
+}
+
 AliveMap build_alive_map(const Grid& grid, const PrefixReader& reader, const ServerBook& servers,
-                         const IsSuspect& suspect) {
+                         const IsSuspect& suspect, const Id& trainer) {
   AliveMap map;
-  std::map<uint64_t, ByFlatId> schemas;
+  Claims claims;
   for (const auto& [key, owner] : reader.owners()) {
     const PrefixReader::OwnedPart* first = owner.first();
     if (first == nullptr || first->declaration.groups.empty())
@@ -86,32 +126,30 @@ AliveMap build_alive_map(const Grid& grid, const PrefixReader& reader, const Ser
     if (server == nullptr || suspect(key, boot_id))
       continue;
     const auto index = static_cast<uint32_t>(map.servers.size());
+    const Preference preference(trainer, key);
     map.servers.push_back({key, server->addresses.front(), boot_id});
     for (const auto& [number, part] : owner.parts) {
       if (number >= first->declaration.parts || part.declaration.boot_id != boot_id)
         continue; // left over from an earlier declaration
       for (const DeclaredGroup& group : part.declaration.groups)
         for (const Coordinates& coordinates : group.experts)
-          if (const auto flat = flat_id(grid, coordinates)) {
-            Candidate& held = schemas[group.schema_hash][*flat];
-            if (part.seq > held.seq)
-              held = {part.seq, index};
-          }
+          if (const auto flat = flat_id(grid, coordinates))
+            claims.push_back({group.schema_hash, *flat, preference.rank(coordinates), index});
     }
   }
-  const ByFlatId* most = nullptr;
-  for (const auto& [hash, experts] : schemas) { // ties go to the lower hash
-    if (most == nullptr || experts.size() > most->size()) {
-      most = &experts;
-      map.schema_hash = hash;
-    }
+  std::sort(claims.begin(), claims.end());
+  claims.erase(std::unique(claims.begin(), claims.end()), claims.end());
+  for_each_run(claims.cbegin(), claims.cend(), &Claim::schema, [&](auto begin, auto end) {
+    std::vector<AliveMap::Expert> experts;
+    for_each_run(begin, end, &Claim::flat_id,
+                 [&](auto first, auto last) { experts.push_back(expert_of(first, last)); });
     map.other_schemas += experts.size();
-  }
-  if (most == nullptr)
-    return map;
-  map.other_schemas -= most->size();
-  for (const auto& [flat, candidate] : *most)
-    map.experts.push_back({flat, candidate.server});
+    if (experts.size() > map.experts.size()) { // ties go to the lower hash
+      map.experts = std::move(experts);
+      map.schema_hash = begin->schema;
+    }
+  });
+  map.other_schemas -= map.experts.size();
   return map;
 }
 

@@ -18,6 +18,18 @@ struct Grid {
   auto operator<=>(const Grid&) const = default;
 };
 
+// How much one trainer prefers one owner for each coordinate: rendezvous hashing (Thaler and
+// Ravishankar, 1998). The choice changes only when the preferred owner comes or goes, and differs
+// between trainers and between coordinates, so that replicas share the work.
+class Preference {
+public:
+  Preference(const Id& trainer, const PublicKey& owner);
+  uint64_t rank(const Coordinates& coordinates) const; // lower is better
+
+private:
+  uint64_t seed_;
+};
+
 // Which experts of a grid are alive and who serves each of them. Immutable once published.
 struct AliveMap {
   struct Server {
@@ -27,8 +39,9 @@ struct AliveMap {
     bool operator==(const Server&) const = default;
   };
   struct Expert {
-    uint32_t flat_id; // row-major in the grid
-    uint32_t server;  // index into servers
+    uint32_t flat_id;               // row-major in the grid
+    uint32_t server;                // index into servers
+    std::vector<uint32_t> replicas; // others that serve it, best first
     bool operator==(const Expert&) const = default;
   };
   uint64_t version = 0;     // grows with every change
@@ -42,10 +55,10 @@ struct AliveMap {
 
 using IsSuspect = std::function<bool(const PublicKey& owner, uint64_t boot_id)>;
 
-// The live owner of each coordinate: the one whose declaration is newest, leaving out suspects,
-// owners whose address is unknown, coordinates outside the grid or of another depth, and schemas
-// declared by fewer experts than another one.
+// The live owners of each coordinate, in the trainer's order of preference, leaving out suspects,
+// owners whose address is unknown, coordinates outside the grid or of another depth, schemas
+// declared by fewer experts than another one, and replicas above Limits::kExpertReplicas.
 AliveMap build_alive_map(const Grid& grid, const PrefixReader& reader, const ServerBook& servers,
-                         const IsSuspect& suspect);
+                         const IsSuspect& suspect, const Id& trainer);
 
 } // namespace lah::dht

@@ -121,10 +121,9 @@ void ExpertSearch::rebuild(const Grid& grid, Watch& watch) {
   PrefixReader& source = *readers_.at(grid.prefix.prefix).prefix;
   const WallMs wall = node_.wall();
   source.expire(wall);
-  auto map = std::make_shared<AliveMap>(
-      build_alive_map(grid, source, servers_, [this](const auto& owner, uint64_t boot) {
-        return is_suspect(owner, boot);
-      }));
+  auto map = std::make_shared<AliveMap>(build_alive_map(
+      grid, source, servers_,
+      [this](const auto& owner, uint64_t boot) { return is_suspect(owner, boot); }, node_.id()));
   const WallMs expiry = source.next_expiry();
   watch.rebuild_at = expiry == UINT64_MAX
                          ? kNever
@@ -209,17 +208,18 @@ std::optional<ExpertSearch::Found> ExpertSearch::find_one(const ExpertUid& uid) 
   if (source == readers_.end())
     return std::nullopt;
   std::optional<Found> best;
-  uint64_t best_seq = 0;
+  uint64_t best_rank = 0;
   for (const auto& [key, owner] : source->second.prefix->owners())
     for_each_group(owner, [&, &key = key](const DeclaredGroup& group,
                                           const PrefixReader::OwnedPart& part) {
       const uint64_t boot_id = part.declaration.boot_id;
       const ServerRecord* server = servers_.find(key, boot_id);
-      if (part.seq <= best_seq || part.expiry_ms <= node_.wall() || server == nullptr ||
+      const uint64_t rank = Preference(node_.id(), key).rank(uid.coordinates);
+      if ((best && rank >= best_rank) || part.expiry_ms <= node_.wall() || server == nullptr ||
           is_suspect(key, boot_id) || group.depth != uid.coordinates.size() ||
           !std::binary_search(group.experts.begin(), group.experts.end(), uid.coordinates))
         return;
-      best_seq = part.seq;
+      best_rank = rank;
       best =
           Found{format_uid(uid.prefix, uid.coordinates), key, server->addresses.front(), boot_id};
     });

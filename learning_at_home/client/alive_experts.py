@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -54,13 +54,16 @@ class AliveExperts:
         if (version, down) == self._seen:
             return self.view
         self._tell_network(down)
+        replicas = self.network.replicas(self.prefix, self.grid)
         version, entries = self.network.alive(self.prefix, self.grid)
         experts = {}
-        for flat_id, uid, host, port, key, boot_id in entries:
-            peer = self.transport.connect(host, port, key)
-            self.owners[peer] = key, boot_id
-            if peer not in down:
-                experts[flat_id] = ExpertAddress(uid, peer, f"server {host}:{port}")
+        for flat_id, uid, *first in entries:
+            places: list[Any] = [first, *replicas.get(flat_id, ())]
+            holders = {self._connect(*place): place for place in places}
+            living = [peer for peer in holders if peer not in down]
+            if living:
+                host, port, *_ = holders[living[0]]
+                experts[flat_id] = ExpertAddress(uid, living[0], f"server {host}:{port}", tuple(living[1:]))
         self.view = AliveView(experts, ops.alive_bitmap(list(experts), math.prod(self.grid)))
         self._seen = (version, down)
         return self.view
@@ -74,6 +77,11 @@ class AliveExperts:
             if time.monotonic() >= deadline:
                 return False
             time.sleep(_POLL)
+
+    def _connect(self, host: str, port: int, key: bytes, boot_id: int) -> int:
+        peer = self.transport.connect(host, port, key)
+        self.owners[peer] = key, boot_id
+        return peer
 
     def _tell_network(self, down: frozenset[int]) -> None:
         """Another owner of the same coordinates shall be chosen while a server is silent, or its own next life."""

@@ -131,7 +131,7 @@ TEST_F(ExpertsTest, DeclaringAgainReplacesEverything) {
 TEST_F(ExpertsTest, SuspectsAreReplacedByTheNextBestAndComeBack) {
   declare(1, {"ffn.0"});
   net.run_for(kSecond);
-  declare(2, {"ffn.0"}); // newer
+  declare(2, {"ffn.0"});
   watch("ffn", {4});
   ASSERT_TRUE(wait_alive(1));
   const Time soon = net.now() + 10 * kSecond;
@@ -149,6 +149,54 @@ TEST_F(ExpertsTest, SuspectsAreReplacedByTheNextBestAndComeBack) {
   EXPECT_NE(map->servers.at(map->experts.at(0).server).owner, first);
   search->forgive(net.now(), first);
   EXPECT_EQ(map->experts.size(), 1U);
+}
+
+TEST_F(ExpertsTest, TheChoiceAmongReplicasLastsAndTheyShareTheWork) {
+  for (const size_t node : {1U, 2U, 3U})
+    declare(node, grid_uids("ffn", 8, 8));
+  declare(4, {"ffn.0.0"}, 9); // another schema is no replica
+  watch("ffn", {8, 8});
+  ASSERT_TRUE(wait_alive(64));
+  EXPECT_TRUE(net.run_until(net.now() + 10 * kSecond,
+                            [&] { return map->experts[63].replicas.size() == 2; }));
+  std::map<uint32_t, size_t> chosen;
+  for (const AliveMap::Expert& expert : map->experts) {
+    ++chosen[expert.server];
+    EXPECT_EQ((std::set{expert.server, expert.replicas.at(0), expert.replicas.at(1)}.size()), 3U);
+  }
+  EXPECT_EQ(chosen.size(), 3U);
+  for (const auto& [server, experts] : chosen)
+    EXPECT_GE(experts, 5U);
+  const uint64_t version = map->version;
+  net.run_for(100 * kSecond); // all declare again and again, with ever newer records
+  EXPECT_EQ(map->version, version);
+}
+
+TEST_F(ExpertsTest, ReplicasAreBounded) {
+  while (declarers.size() < Limits::kExpertReplicas + 4) {
+    const size_t node = net.add({.seeds = {0}});
+    declarers.push_back(std::make_unique<Declarer>(net.node(node)));
+  }
+  net.run_for(5 * kSecond);
+  for (size_t node = 0; node < net.size(); ++node)
+    declare(node, {"ffn.0"});
+  watch("ffn", {4});
+  ASSERT_TRUE(wait_alive(1));
+  net.run_for(5 * kSecond);
+  EXPECT_EQ(map->servers.size(), net.size());
+  EXPECT_EQ(map->experts[0].replicas.size(), Limits::kExpertReplicas);
+}
+
+TEST(DhtPreference, DiffersBetweenTrainers) {
+  const Coordinates coordinates{3, 5};
+  const PublicKey a{1}, b{2};
+  size_t first = 0;
+  for (uint8_t trainer = 0; trainer < 100; ++trainer) {
+    const Id id = record_key("trainer", as_bytes(std::string(1, static_cast<char>(trainer))));
+    first += Preference(id, a).rank(coordinates) < Preference(id, b).rank(coordinates);
+  }
+  EXPECT_GT(first, 30U);
+  EXPECT_LT(first, 70U);
 }
 
 TEST_F(ExpertsTest, ARestartedServerIsNoSuspectAndItsNewAddressIsUsed) {
