@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from conftest import wait_until
 from local_swarm import HIDDEN, Block, assert_close, grid_uids, sgd_backend, swarm
 from torch import nn
 
@@ -89,6 +90,37 @@ def test_eval_mode_reaches_the_expert():
         assert (expert(x) == 0).any()
         assert torch.equal(expert.eval()(x), x)
         assert (expert.train()(x) == 0).any()
+
+
+def test_urgent_calls_are_computed_first():
+    order, busy, go_on = [], threading.Event(), threading.Event()
+
+    class Recorded(Block):
+        def forward(self, x):
+            if x.max() > 0:  # not while the schema is found out
+                order.append(int(x.max()))
+                busy.set()
+                go_on.wait(60)
+            return super().forward(x)
+
+    with swarm(grid_uids([4]), make_expert=Recorded) as running:
+        calls = [(0, 1, 0), (1, 2, 0), (2, 3, 7), (3, 4, 255)]
+        experts = [running.expert(f"expert.{i}", priority=priority, forward_timeout=60) for i, _, priority in calls]
+        threads = []
+        for expert, (i, value, _) in zip(experts, calls, strict=True):
+            x = torch.full((1, HIDDEN), float(value))
+            threads.append(threading.Thread(target=expert, args=(x,)))
+            threads[-1].start()
+            if i == 0:
+                assert busy.wait(60)
+            wait_until(lambda i=i: running.server.counters()["requests"] == i + 1, 60, "the request arrived")
+        go_on.set()
+        for thread in threads:
+            thread.join(60)
+    assert order == [1, 4, 3, 2]
+    for wrong in (-1, 256, 1.5):
+        with pytest.raises(errors.InvalidArgument, match="priority"):
+            lib.RemoteExpert("expert.0", priority=wrong)
 
 
 def _dropout_backend(uid, module, **kwargs):

@@ -256,6 +256,7 @@ def test_compiled_models_break_the_graph_and_work(grid44):
         ({"k_min": 3}, "k_min"),
         ({"backward_k_min": 0}, "backward_k_min"),
         ({"on_empty": "nan"}, "on_empty"),
+        ({"priority": 256}, "priority"),
         ({"forward_timeout": math.inf}, "forward_timeout"),
         ({"timeout_after_k_min": -1}, "timeout_after_k_min"),
     ],

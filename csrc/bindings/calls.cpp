@@ -25,6 +25,7 @@ struct CallTuple {
   std::string uid;
   int method;
   bool training;
+  uint8_t priority;
   std::vector<TensorTuple> inputs;
   std::vector<TensorTuple> outputs;
 };
@@ -35,8 +36,9 @@ CallTuple call_from(const py::handle& item) {
           tuple[1].cast<std::string>(),
           tuple[2].cast<int>(),
           tuple[3].cast<bool>(),
-          tuple[4].cast<std::vector<TensorTuple>>(),
-          tuple[5].cast<std::vector<TensorTuple>>()};
+          tuple[4].cast<uint8_t>(),
+          tuple[5].cast<std::vector<TensorTuple>>(),
+          tuple[6].cast<std::vector<TensorTuple>>()};
 }
 
 net::GroupedCall grouped(const CallTuple& tuple, Time deadline, const Lease& lease) {
@@ -46,6 +48,7 @@ net::GroupedCall grouped(const CallTuple& tuple, Time deadline, const Lease& lea
   grouped.call.header.uid = tuple.uid;
   grouped.call.header.method = static_cast<rpc::Method>(tuple.method);
   grouped.call.header.training = tuple.training;
+  grouped.call.header.priority = tuple.priority;
   grouped.call.deadline = deadline;
   grouped.call.keep = lease.token;
   if (tuple.inputs.size() > Limits::kTensors || tuple.outputs.size() > Limits::kTensors)

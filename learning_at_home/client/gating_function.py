@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from learning_at_home import ops
 from learning_at_home.client.alive_experts import AliveExperts, AliveView
 from learning_at_home.client.balance import add_gradient_of, balance_loss
-from learning_at_home.client.remote_expert import RemoteExpert, check_inputs
+from learning_at_home.client.remote_expert import RemoteExpert, check_inputs, checked_priority
 from learning_at_home.client.remote_mixture import GateStats, RemotePlan, Waiting, remote_mixture
 from learning_at_home.client.transport import get_transport
 from learning_at_home.errors import InvalidArgument, LearningAtHomeError, NoExpertsAlive
@@ -48,6 +48,7 @@ class GatingFunction(nn.Module):
         balance_weight: weight of the load-balancing loss whose gradient joins the backward pass (as if it were added to
             your loss), 0 by default.
         on_empty: what a token gets for which no expert answered: "zeros", or "raise" for `NoExpertsAlive`.
+        priority: 0 to 255, 0 by default: servers compute calls of higher priority first.
         num_workers, expert_padding: accepted for compatibility, without effect: there are no worker threads, and fewer
             experts alive than k_best need no padding.
 
@@ -72,6 +73,7 @@ class GatingFunction(nn.Module):
         backward_k_min: int = 1,
         balance_weight: float = 0.0,
         on_empty: str = "zeros",
+        priority: int = 0,
     ):
         super().__init__()
         self.in_features, self.grid_size = int(in_features), tuple(int(size) for size in grid_size)
@@ -93,6 +95,7 @@ class GatingFunction(nn.Module):
         )
         _seconds("timeout_after_k_min", timeout_after_k_min)
         self.balance_weight, self.on_empty = balance_weight, on_empty
+        self.priority = checked_priority(priority)
         self.proj = nn.Linear(self.in_features, sum(self.grid_size))
         self.last_stats = GateStats()
         self._alive: AliveExperts | None = None
@@ -197,6 +200,7 @@ class GatingFunction(nn.Module):
             k=self.k_best,
             tokens=tokens,
             training=self.training,
+            priority=self.priority,
             forward=self.forward_waiting,
             backward=self.backward_waiting,
             stats=stats,

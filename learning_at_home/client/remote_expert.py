@@ -30,6 +30,7 @@ class RemoteExpert(nn.Module):
         key: the server's 32-byte public key; None asks the server (trust on first use).
         insecure: connect without encryption.
         forward_timeout, backward_timeout: seconds, 30 by default. A call ends by then, whatever happens.
+        priority: 0 to 255, 0 by default: the server computes higher ones first.
 
     Raises (from calls): a subclass of `errors.LearningAtHomeError` naming server, uid and phase.
     """
@@ -44,11 +45,13 @@ class RemoteExpert(nn.Module):
         insecure: bool = False,
         forward_timeout: float = 30.0,
         backward_timeout: float = 30.0,
+        priority: int = 0,
     ):
         super().__init__()
         self.uid, self.host, self.port = uid, host, port
         self.key, self.insecure = key, insecure
         self.forward_timeout, self.backward_timeout = forward_timeout, backward_timeout
+        self.priority = checked_priority(priority)
         self._transport: Transport | None = None
         self._address: ExpertAddress | None = None
 
@@ -108,6 +111,13 @@ class RemoteExpert(nn.Module):
         }  # connections are made anew where it is loaded
 
 
+def checked_priority(priority: int) -> int:
+    """Return a call's priority, or raise InvalidArgument."""
+    if not isinstance(priority, int) or not 0 <= priority <= 255:
+        raise errors.InvalidArgument(f"priority: expected 0 to 255, got {priority!r}")
+    return priority
+
+
 def check_inputs(uid: str, schema: ExpertSchema, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
     """Return the flat inputs in the schema's order and dtype, or raise SchemaMismatch saying what differs."""
     if not nested_compare(schema.args, args) or not nested_compare(schema.kwargs, kwargs):
@@ -142,7 +152,7 @@ class _RemoteCall(torch.autograd.Function):
         outputs = [proto.make_empty(rows) for proto in schema.outputs_flat]
         contiguous = [tensor.detach().contiguous() for tensor in inputs]
         if rows > 0:
-            call = ExpertCall(expert.address, FORWARD, contiguous, outputs, ctx.training)
+            call = ExpertCall(expert.address, FORWARD, contiguous, outputs, ctx.training, expert.priority)
             _run(expert, call, expert.forward_timeout)
         ctx.mark_non_differentiable(*[tensor for tensor in outputs if not tensor.is_floating_point()])
         return tuple(outputs)
@@ -154,8 +164,9 @@ class _RemoteCall(torch.autograd.Function):
         grads = [torch.zeros_like(tensor) for tensor in inputs if tensor.is_floating_point()]
         if len(inputs[0]) > 0:
             sent = output_grads(ctx.schema, grad_outputs, len(inputs[0]))
-            call = ExpertCall(ctx.expert.address, BACKWARD, [*inputs, *sent], grads, ctx.training)
-            _run(ctx.expert, call, ctx.expert.backward_timeout)
+            expert = ctx.expert
+            call = ExpertCall(expert.address, BACKWARD, [*inputs, *sent], grads, ctx.training, expert.priority)
+            _run(expert, call, expert.backward_timeout)
         given = iter(grads)
         return (None, None, None, *(next(given) if tensor.is_floating_point() else None for tensor in inputs))
 

@@ -63,10 +63,17 @@ class RemotePlan:
     k: int
     tokens: int
     training: bool
+    priority: int
     forward: Waiting
     backward: Waiting
     stats: GateStats
     ok: Tensor  # bool [R], rows whose expert answered the forward call; filled in by it
+
+    def call(
+        self, address: ExpertAddress, method: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
+    ) -> ExpertCall:
+        """One call of this plan."""
+        return ExpertCall(address, method, inputs, outputs, self.training, self.priority)
 
     def run(
         self, experts: Sequence[tuple[ExpertAddress, int, int]], calls: list[ExpertCall], waiting: Waiting
@@ -103,7 +110,7 @@ class _RemoteMixture(torch.autograd.Function):
         ctx.plan, ctx.answered = plan, []
         ctx.save_for_backward(*rows)
         calls = [
-            ExpertCall(address, FORWARD, _cut(rows, begin, end), _cut(outputs, begin, end), plan.training)
+            plan.call(address, FORWARD, _cut(rows, begin, end), _cut(outputs, begin, end))
             for address, begin, end in plan.experts
         ]
         if calls:
@@ -125,7 +132,7 @@ class _RemoteMixture(torch.autograd.Function):
         grads = [torch.zeros_like(tensor) for tensor in rows if tensor.is_floating_point()]
         sent = output_grads(plan.schema, grad_outputs, len(plan.source))
         calls = [
-            ExpertCall(address, BACKWARD, _cut((*rows, *sent), begin, end), _cut(grads, begin, end), plan.training)
+            plan.call(address, BACKWARD, _cut((*rows, *sent), begin, end), _cut(grads, begin, end))
             for address, begin, end in ctx.answered
         ]
         failed = 0

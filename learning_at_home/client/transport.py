@@ -40,24 +40,38 @@ class ExpertAddress:
 
 @dataclass
 class ExpertCall:
-    """One call. Inputs and outputs are contiguous CPU tensors; outputs are filled in place."""
+    """One call. Inputs and outputs are contiguous CPU tensors; outputs are filled in place.
+
+    priority: 0 to 255; a server computes higher ones first.
+    """
 
     address: ExpertAddress
     method: int
     inputs: Sequence[torch.Tensor]
     outputs: Sequence[torch.Tensor]
     training: bool = True
+    priority: int = 0
 
 
 @dataclass
 class CallOutcome:
-    """How a call ended. Times in seconds."""
+    """How a call ended. Times in seconds.
+
+    queue_time, service_time, batch_rows: of the batch it was computed in, as its server says.
+    wait_time: what a request that came then would wait, as its server says.
+    elapsed: from start to end, as seen here.
+    retried: how often it was sent again. hedged: whether a replica was asked too.
+    """
 
     error: errors.LearningAtHomeError | None
     queue_time: float
     service_time: float
     batch_rows: int
     description: bytes
+    wait_time: float = 0.0
+    elapsed: float = 0.0
+    retried: int = 0
+    hedged: bool = False
 
     @property
     def ok(self) -> bool:
@@ -160,7 +174,15 @@ class Transport:
         """
         self._lent = [(lease, kept) for lease, kept in self._lent if lease.busy]
         specs = [
-            (call.address.peer, call.address.uid, call.method, call.training, _specs(call.inputs), _specs(call.outputs))
+            (
+                call.address.peer,
+                call.address.uid,
+                call.method,
+                call.training,
+                call.priority,
+                _specs(call.inputs),
+                _specs(call.outputs),
+            )
             for call in calls
         ]
         extra: tuple[Any, ...] = ()
