@@ -104,6 +104,8 @@ bool Batcher::prepare(Time now, Time& wake_at, std::vector<rpc::CallKey>& expire
       continue;
     for (const rpc::IncomingCall& call : running.calls)
       running.rows += call_rows(call.header);
+    running.left = running.calls.size();
+    running.answered.resize(running.left);
     pending_ = next_id_++;
     running_.emplace(pending_, std::move(running));
     return true;
@@ -138,7 +140,9 @@ Taken Batcher::take(MutableByteView slab, Time deadline, Batch& batch, size_t& s
     send_fail(key, {ErrorCode::kDeadlineExceeded, "the deadline passed in the queue"});
   if (taken != Taken::kBatch)
     return taken;
-  batch = {pending_, running->pool, running->rows, running->calls.front().header.training, {}};
+  batch = {pending_, running->pool, running->rows, running->calls.front().header.training, {}, {}};
+  for (const rpc::IncomingCall& call : running->calls)
+    batch.request_rows.push_back(call_rows(call.header));
   batch.offsets = layout(*running, slab_bytes_needed);
   if (slab.size() < slab_bytes_needed)
     return Taken::kSlabTooSmall;
@@ -182,54 +186,81 @@ void Batcher::fill(const Running& running, const std::vector<uint64_t>& offsets,
   }
 }
 
-Batcher::Running Batcher::take_running(uint64_t batch_id) {
+// The requests that are to be answered, as a batch of their own.
+Batcher::Running Batcher::take_running(uint64_t batch_id, const Requests& requests) {
+  Running part;
   const std::lock_guard lock(mutex_);
   const auto found = running_.find(batch_id);
   if (found == running_.end())
-    return {};
-  Running running = std::move(found->second);
-  running_.erase(found);
-  return running;
+    return part;
+  Running& running = found->second;
+  part.pool = running.pool;
+  part.started = running.started;
+  part.rows = running.rows;
+  const auto take = [&](size_t i) {
+    if (i >= running.calls.size() || running.answered[i])
+      return;
+    running.answered[i] = true;
+    --running.left;
+    part.calls.push_back(std::move(running.calls[i]));
+  };
+  for (uint32_t i : requests)
+    take(i);
+  for (size_t i = 0; requests.empty() && i < running.calls.size(); ++i)
+    take(i);
+  if (running.left == 0)
+    running_.erase(found);
+  return part;
 }
 
-void Batcher::finish(uint64_t batch_id, const std::vector<ByteView>& outputs) {
-  const Running running = take_running(batch_id);
-  if (running.calls.empty())
-    return;
-  const std::vector<TensorSpec>& specs = pools_[running.pool].spec().outputs;
+void Batcher::finish(uint64_t batch_id, const Requests& requests,
+                     const std::vector<ByteView>& outputs) {
+  const Running running = take_running(batch_id, requests);
   const Time now = clock_.now();
   uint64_t first_row = 0;
   for (const rpc::IncomingCall& call : running.calls) {
-    const uint64_t rows = call_rows(call.header);
-    rpc::OutgoingResult result;
-    result.header.queue_us = static_cast<uint64_t>((running.started - call.arrived) / kMicrosecond);
-    result.header.service_us = static_cast<uint64_t>((now - running.started) / kMicrosecond);
-    result.header.batch_rows = running.rows;
-    for (const TensorSpec& spec : specs)
-      result.header.tensors.push_back(spec.meta(rows));
-    result.bytes = allocator_.allocate(rpc::stream_bytes(result.header.tensors));
-    if (!result.bytes) {
+    auto result = result_of(running, call, now, outputs, first_row);
+    first_row += call_rows(call.header);
+    if (!result) {
       send_fail(call.key, {ErrorCode::kOverloaded, "out of memory for the result", "", 1000});
       continue;
     }
-    size_t at = 0;
-    for (size_t i = 0; i < specs.size(); ++i) {
-      const size_t size = rows * specs[i].row_bytes();
-      if (size > 0)
-        std::memcpy(result.bytes.get() + at, outputs[i].data() + first_row * specs[i].row_bytes(),
-                    size);
-      std::memset(result.bytes.get() + at + size, 0, align_up(size) - size);
-      at += align_up(size);
-    }
-    first_row += rows;
     const std::lock_guard lock(port_mutex_);
     if (port_ != nullptr)
-      port_->reply(call.key, std::move(result));
+      port_->reply(call.key, std::move(*result));
   }
 }
 
-void Batcher::fail(uint64_t batch_id, const Error& error) {
-  const Running running = take_running(batch_id);
+// Nothing if there is no memory for it.
+std::optional<rpc::OutgoingResult> Batcher::result_of(const Running& running,
+                                                      const rpc::IncomingCall& call, Time now,
+                                                      const std::vector<ByteView>& outputs,
+                                                      uint64_t first_row) {
+  const std::vector<TensorSpec>& specs = pools_[running.pool].spec().outputs;
+  const uint64_t rows = call_rows(call.header);
+  rpc::OutgoingResult result;
+  result.header.queue_us = static_cast<uint64_t>((running.started - call.arrived) / kMicrosecond);
+  result.header.service_us = static_cast<uint64_t>((now - running.started) / kMicrosecond);
+  result.header.batch_rows = running.rows;
+  for (const TensorSpec& spec : specs)
+    result.header.tensors.push_back(spec.meta(rows));
+  result.bytes = allocator_.allocate(rpc::stream_bytes(result.header.tensors));
+  if (!result.bytes)
+    return std::nullopt;
+  size_t at = 0;
+  for (size_t i = 0; i < specs.size(); ++i) {
+    const size_t size = rows * specs[i].row_bytes();
+    if (size > 0)
+      std::memcpy(result.bytes.get() + at, outputs[i].data() + first_row * specs[i].row_bytes(),
+                  size);
+    std::memset(result.bytes.get() + at + size, 0, align_up(size) - size);
+    at += align_up(size);
+  }
+  return result;
+}
+
+void Batcher::fail(uint64_t batch_id, const Requests& requests, const Error& error) {
+  const Running running = take_running(batch_id, requests);
   for (const rpc::IncomingCall& call : running.calls)
     send_fail(call.key, error);
   const std::lock_guard lock(mutex_);

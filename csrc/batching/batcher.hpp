@@ -19,13 +19,15 @@ public:
   virtual void fail(const rpc::CallKey& key, const Error& error) = 0;
 };
 
-// One batch, copied into the slab: input i of all rows lies at slab + offsets[i].
+// One batch, copied into the slab: input i of all rows lies at slab + offsets[i], the rows of the
+// first request first.
 struct Batch {
   uint64_t id = 0;
   uint32_t pool = 0;
   uint64_t rows = 0;
   bool training = true;
   std::vector<uint64_t> offsets;
+  std::vector<uint64_t> request_rows;
 };
 
 enum class Taken { kBatch, kTimeout, kStopped, kSlabTooSmall };
@@ -47,8 +49,11 @@ public:
 
   // Runtime thread. kSlabTooSmall leaves the batch pending and its need in `slab_bytes_needed`.
   Taken take(MutableByteView slab, Time deadline, Batch& batch, size_t& slab_bytes_needed);
-  void finish(uint64_t batch_id, const std::vector<ByteView>& outputs);
-  void fail(uint64_t batch_id, const Error& error);
+  // Both answer some requests of a batch, named by their index in it (none named: all that are
+  // left); a batch ends with its last answer. `outputs` hold the rows of these requests only.
+  using Requests = std::vector<uint32_t>;
+  void finish(uint64_t batch_id, const Requests& requests, const std::vector<ByteView>& outputs);
+  void fail(uint64_t batch_id, const Requests& requests, const Error& error);
 
   // Any thread. Answers everything that waits with kShuttingDown and lets take() return kStopped.
   void stop();
@@ -68,6 +73,8 @@ private:
     Time started = 0;
     uint64_t rows = 0;
     std::vector<rpc::IncomingCall> calls;
+    std::vector<bool> answered; // of each call
+    size_t left = 0;            // calls to answer
   };
 
   std::optional<uint32_t> next_pool(Time now, Time& wake_at);
@@ -75,7 +82,11 @@ private:
   std::vector<uint64_t> layout(const Running& running, size_t& bytes) const;
   void fill(const Running& running, const std::vector<uint64_t>& offsets,
             MutableByteView slab) const;
-  Running take_running(uint64_t batch_id);
+  Running take_running(uint64_t batch_id, const Requests& requests);
+  std::optional<rpc::OutgoingResult> result_of(const Running& running,
+                                               const rpc::IncomingCall& call, Time now,
+                                               const std::vector<ByteView>& outputs,
+                                               uint64_t first_row);
   void send_fail(const rpc::CallKey& key, const Error& error);
 
   const Clock& clock_;

@@ -84,8 +84,8 @@ public:
     server_.reset();
   }
 
-  // (batch id, pool, rows, training, offsets), an int (the slab bytes needed), or None on timeout.
-  // Raises StopIteration once stopped.
+  // (batch id, pool, training, offsets, rows of each request), an int (the slab bytes needed), or
+  // None on timeout. Raises StopIteration once stopped.
   py::object take(uintptr_t slab, size_t slab_bytes, double timeout) {
     batching::Batch batch;
     size_t needed = 0;
@@ -102,23 +102,25 @@ public:
     ++python_entries_;
     if (taken == batching::Taken::kSlabTooSmall)
       return py::int_(needed);
-    return py::make_tuple(batch.id, batch.pool, batch.rows, batch.training, batch.offsets);
+    return py::make_tuple(batch.id, batch.pool, batch.training, batch.offsets, batch.request_rows);
   }
 
-  void finish(uint64_t batch, const std::vector<std::pair<uintptr_t, size_t>>& outputs) {
+  void finish(uint64_t batch, const std::vector<uint32_t>& requests,
+              const std::vector<std::pair<uintptr_t, size_t>>& outputs) {
     {
       const GilRelease release;
       std::vector<ByteView> views;
       for (const auto& [address, size] : outputs)
         views.emplace_back(reinterpret_cast<const std::byte*>(address), size);
-      batcher().finish(batch, views);
+      batcher().finish(batch, requests, views);
     }
     ++python_entries_;
   }
 
-  void fail(uint64_t batch, int code, const std::string& message, const std::string& detail) {
+  void fail(uint64_t batch, const std::vector<uint32_t>& requests, int code,
+            const std::string& message, const std::string& detail) {
     const GilRelease release;
-    batcher().fail(batch, {static_cast<ErrorCode>(code), message, detail});
+    batcher().fail(batch, requests, {static_cast<ErrorCode>(code), message, detail});
   }
 
   uint64_t submit(const std::string& uid, int method, bool training,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import compress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from learning_at_home.errors import InvalidArgument
+from learning_at_home.errors import InvalidArgument, Rejected
 from learning_at_home.nested import nested_compare, nested_flatten, nested_map, nested_pack
+from learning_at_home.runtime.screening import Screened, all_finite, rows_to_reject
 from learning_at_home.runtime.task_pool import TaskPool
 from learning_at_home.schema import DUMMY_BATCH_SIZE, BatchTensorProto, ExpertSchema, TensorProto
 
@@ -25,6 +27,11 @@ class ExpertBackend:
         opt: its optimizer; it takes one step per backward batch, on the sum of the gradients.
         args_schema, kwargs_schema: nested structures of `BatchTensorProto`; at least one tensor in all.
         outputs_schema: the same for the outputs; None finds it out by one forward pass of 3 rows.
+        clip_grad_norm: scales the gradients of an update down to this total L2 norm (Pascanu et al. 2013).
+        scheduler: a learning rate scheduler of `opt`, or anything with `step()`; it steps once an update.
+        max_input_norm, max_grad_norm: backward requests are `Rejected` if a row of a floating input, or of an output's
+            gradient, has a larger L2 norm. Requests with NaN or infinite values there always are, alone.
+        screen_forward: look at the inputs of forward requests in the same way.
         **task_pool_kwargs: `max_batch_size`, `min_batch_size`, `timeout`, `pool_size` of both pools.
 
     Raises:
@@ -40,19 +47,35 @@ class ExpertBackend:
         args_schema: Sequence[Any] | None = None,
         kwargs_schema: dict[str, Any] | None = None,
         outputs_schema: Any = None,
+        clip_grad_norm: float | None = None,
+        scheduler: Any = None,
+        max_input_norm: float | None = None,
+        max_grad_norm: float | None = None,
+        screen_forward: bool = False,
         **task_pool_kwargs: Any,
     ):
         check_uid(name)
-        self.name, self.expert, self.opt = name, expert, opt
+        limits = {"clip_grad_norm": clip_grad_norm, "max_input_norm": max_input_norm, "max_grad_norm": max_grad_norm}
+        for limit, value in limits.items():
+            if value is not None and not value > 0:
+                raise InvalidArgument(f"expert '{name}': {limit}: expected a norm above 0 or None, got {value}")
+        if scheduler is not None and not callable(getattr(scheduler, "step", None)):
+            raise InvalidArgument(f"expert '{name}': scheduler: expected something with step(), got {scheduler!r}")
+        self.name, self.expert, self.opt, self.scheduler = name, expert, opt, scheduler
+        self.clip_grad_norm = clip_grad_norm
+        self.max_input_norm, self.max_grad_norm, self.screen_forward = max_input_norm, max_grad_norm, screen_forward
         self.args_schema = _as_args(args_schema)
         self.kwargs_schema: dict[str, Any] = dict(kwargs_schema or {})
-        flat_inputs = [*nested_flatten(self.args_schema), *nested_flatten(self.kwargs_schema)]
-        if not flat_inputs or not all(isinstance(proto, TensorProto) for proto in flat_inputs):
+        self._flat_inputs = [*nested_flatten(self.args_schema), *nested_flatten(self.kwargs_schema)]
+        if not self._flat_inputs or not all(isinstance(proto, TensorProto) for proto in self._flat_inputs):
             raise InvalidArgument(
-                f"expert '{name}': args_schema, kwargs_schema: expected BatchTensorProtos, got {flat_inputs}"
+                f"expert '{name}': args_schema, kwargs_schema: expected BatchTensorProtos, got {self._flat_inputs}"
             )
         self.outputs_schema = self._find_outputs() if outputs_schema is None else outputs_schema
         self.updates = 0  # optimizer steps so far
+        self.update_begun = False  # the batch that runs has entered the optimizer: it must not run again
+        if isinstance(opt, torch.optim.Optimizer):
+            opt.register_step_pre_hook(self._note_update)
         self.forward_pool, self.backward_pool = self._make_pools(task_pool_kwargs)
 
     @property
@@ -70,17 +93,28 @@ class ExpertBackend:
         """Recompute a batch, backpropagate, step the optimizer once.
 
         Takes the flat inputs and a gradient for each floating output; returns a gradient for each floating input,
-        zeros where the expert does not depend on it.
+        zeros where the expert does not depend on it. If it raises before the update, the parameters and their
+        gradients are what they were.
+
+        Raises:
+            Rejected: a gradient of a parameter is NaN or infinite; the optimizer never sees it.
         """
-        count = len(self.schema.inputs_flat)
+        count = len(self._flat_inputs)
         inputs = [tensor.detach().requires_grad_(tensor.is_floating_point()) for tensor in inputs_and_grads[:count]]
-        with torch.enable_grad():
+        with self._own_gradients(), torch.enable_grad():
             outputs = [tensor for tensor in self._run(inputs) if tensor.is_floating_point()]
             grads = list(inputs_and_grads[count:])
             needed = [output.requires_grad for output in outputs]
             if any(needed):
                 torch.autograd.backward(list(compress(outputs, needed)), list(compress(grads, needed)))
-        self.apply_gradients()
+            if not all_finite([p.grad for p in self._parameters() if p.grad is not None]):
+                raise Rejected("the gradients of the expert's parameters would be NaN or infinite")
+        self.update_begun = True
+        try:
+            self.apply_gradients()
+        except BaseException:
+            self.opt.zero_grad()
+            raise
         return [
             torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
             for tensor in inputs
@@ -88,10 +122,28 @@ class ExpertBackend:
         ]
 
     def apply_gradients(self) -> None:
-        """Step the optimizer and clear the gradients. Override it for clipping or accumulation."""
+        """Clip, step the optimizer and the scheduler, clear the gradients. Override it, e.g. to accumulate."""
+        if self.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self._parameters(), self.clip_grad_norm)
         self.opt.step()
-        self.opt.zero_grad()
         self.updates += 1
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.opt.zero_grad()
+
+    def rows_to_reject(self, inputs: Sequence[Tensor], backward: bool) -> dict[int, str]:
+        """Rows of a batch (flat, as `forward` or `backward` takes it) that must not be computed, and why."""
+        if not backward and not self.screen_forward:
+            return {}
+        count = len(self._flat_inputs)
+        screened = [
+            Screened(f"input {i}", tensor, self.max_input_norm, "max_input_norm")
+            if i < count
+            else Screened(f"output gradient {i - count}", tensor, self.max_grad_norm, "max_grad_norm")
+            for i, tensor in enumerate(inputs)
+            if tensor.is_floating_point()
+        ]
+        return rows_to_reject(screened)
 
     def get_info(self) -> dict[str, Any]:
         """The original's description of an expert."""
@@ -104,6 +156,30 @@ class ExpertBackend:
     def get_pools(self) -> tuple[TaskPool, TaskPool]:
         """The forward and the backward pool."""
         return self.forward_pool, self.backward_pool
+
+    def _parameters(self) -> list[Tensor]:
+        """What the optimizer updates."""
+        return [p for group in self.opt.param_groups for p in group["params"]]
+
+    @contextmanager
+    def _own_gradients(self) -> Iterator[None]:
+        """Gradients begin at nothing; they are added to those from before if all goes well, else they are dropped."""
+        parameters = self._parameters()
+        before = [p.grad for p in parameters]
+        for p in parameters:
+            p.grad = None
+        try:
+            yield
+        except BaseException:
+            for p, grad in zip(parameters, before, strict=True):
+                p.grad = grad
+            raise
+        for p, grad in zip(parameters, before, strict=True):
+            if grad is not None:
+                p.grad = grad if p.grad is None else grad.add_(p.grad)
+
+    def _note_update(self, *_: Any) -> None:
+        self.update_begun = True
 
     def _run(self, flat: Sequence[Tensor]) -> list[Tensor]:
         args, kwargs = nested_pack(flat, (self.args_schema, self.kwargs_schema))
@@ -128,7 +204,7 @@ class ExpertBackend:
         return nested_map(BatchTensorProto.from_tensor, outputs)
 
     def _make_pools(self, kwargs: dict[str, Any]) -> tuple[TaskPool, TaskPool]:
-        inputs = [*nested_flatten(self.args_schema), *nested_flatten(self.kwargs_schema)]
+        inputs = self._flat_inputs
         outputs = list(nested_flatten(self.outputs_schema))
         floating_inputs = [proto for proto in inputs if proto.dtype.is_floating_point]
         floating_outputs = [proto for proto in outputs if proto.dtype.is_floating_point]

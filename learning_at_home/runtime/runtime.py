@@ -6,20 +6,18 @@ import atexit
 import os
 import sys
 import threading
-import traceback
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from learning_at_home.errors import CODES, ExpertError, InvalidArgument
+from learning_at_home.errors import InvalidArgument
+from learning_at_home.runtime.batch import BatchRunner, Part
 from learning_at_home.runtime.expert_backend import ExpertBackend
 from learning_at_home.runtime.task_pool import TaskPool
 from learning_at_home.schema import TensorProto
 
 _FORWARD, _BACKWARD = 1, 2  # csrc/rpc/message.hpp: Method
 _TAKE_TIMEOUT = 1.0  # seconds between looks at whether to stop; stop() wakes the loop at once
-_MAX_TRACEBACK = 16_000
 _INTERRUPTED = 130  # exit status of a process that an interrupt ended, as shells count
 
 
@@ -51,14 +49,15 @@ class TesseractRuntime:
             raise InvalidArgument(f"device: {self.device} was asked for, but this torch sees no CUDA device")
         self.expert_backends = expert_backends
         self.core = _core.ServerCore()
-        self._pools: list[tuple[ExpertBackend, TaskPool]] = []
+        self._runner = BatchRunner(self.core)
+        self._pools: list[tuple[ExpertBackend, TaskPool, bool]] = []  # the last: backward
         for uid, backend in expert_backends.items():
             if uid != backend.name:
                 raise InvalidArgument(f"expert_backends: key {uid!r} names a backend called {backend.name!r}")
             backend.expert.to(self.device)
             for pool, method in zip(backend.get_pools(), (_FORWARD, _BACKWARD), strict=True):
                 pool.register(self.core, method)
-                self._pools.append((backend, pool))
+                self._pools.append((backend, pool, method == _BACKWARD))
             self.core.set_description(uid, backend.schema.to_json())
         self._slab = _slab(1 << 20, self.device)
         self._thread: threading.Thread | None = None
@@ -114,19 +113,11 @@ class TesseractRuntime:
             sys.stderr.flush()
             os._exit(_INTERRUPTED)
 
-    def _process(self, batch: int, pool_index: int, rows: int, training: bool, offsets: list[int]) -> None:
-        backend, pool = self._pools[pool_index]
-        try:
-            if backend.expert.training != training:
-                backend.expert.train(training)
-            inputs = [self._view(proto, rows, offset) for proto, offset in zip(pool.inputs, offsets, strict=True)]
-            outputs = _checked(pool, rows, pool.process_func(*inputs))
-        except Exception as error:  # an expert's error is its callers' to know, and never the server's end
-            backend.opt.zero_grad()
-            text = traceback.format_exc()[-_MAX_TRACEBACK:]
-            self.core.fail(batch, CODES[ExpertError], f"{type(error).__name__}: {error}"[:500], text)
-            return
-        self.core.finish(batch, [(tensor.data_ptr(), tensor.nbytes) for tensor in outputs])
+    def _process(self, batch: int, pool_index: int, training: bool, offsets: list[int], rows: list[int]) -> None:
+        backend, pool, backward = self._pools[pool_index]
+        total = sum(rows)
+        inputs = [self._view(proto, total, offset) for proto, offset in zip(pool.inputs, offsets, strict=True)]
+        self._runner.run(backend, pool, backward, training, Part(batch, list(range(len(rows))), rows, inputs))
 
     def _view(self, proto: TensorProto, rows: int, offset: int) -> Tensor:
         shape = (rows, *proto.instance_size)
@@ -142,15 +133,3 @@ def _slab(nbytes: int, device: torch.device) -> Tensor:
     slab = torch.empty(nbytes + 64, dtype=torch.uint8, pin_memory=device.type == "cuda")
     skip = -slab.data_ptr() % 64
     return slab[skip : skip + nbytes]
-
-
-def _checked(pool: TaskPool, rows: int, outputs: Sequence[Tensor]) -> list[Tensor]:
-    """Contiguous CPU tensors that keep what the schema promises to callers."""
-    if len(outputs) != len(pool.outputs):
-        raise TypeError(f"expected {len(pool.outputs)} output tensors, got {len(outputs)}")
-    checked = []
-    for proto, tensor in zip(pool.outputs, outputs, strict=True):
-        if not proto.fits(tensor) or len(tensor) != rows:
-            raise TypeError(f"expected an output {proto} of {rows} rows, got {tensor.dtype}{list(tensor.shape)}")
-        checked.append(tensor.detach().to("cpu").contiguous())
-    return checked

@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
 
+#include <numeric>
+
 #include "batching/batcher.hpp"
 #include "batching/byte_pool.hpp"
 
@@ -114,7 +116,7 @@ TEST_F(BatchingTest, ResultsGoBackRowByRow) {
   Batch batch;
   ASSERT_EQ(take(batch), Taken::kBatch);
   const std::array<float, 12> out{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11};
-  batcher.finish(batch.id, {std::as_bytes(std::span(out))});
+  batcher.finish(batch.id, {}, {std::as_bytes(std::span(out))});
   ASSERT_EQ(answers.list.size(), 2u);
   EXPECT_EQ(answers.list[0].key, first);
   EXPECT_EQ(answers.list[1].key, second);
@@ -217,11 +219,34 @@ TEST_F(BatchingTest, AnErrorReachesEveryRequestOfItsBatchAndNoOther) {
   submit("b", 1, 3);
   Batch batch;
   ASSERT_EQ(take(batch), Taken::kBatch);
-  batcher.fail(batch.id, {ErrorCode::kExpertError, "boom", "trace", 0});
+  batcher.fail(batch.id, {}, {ErrorCode::kExpertError, "boom", "trace", 0});
   ASSERT_EQ(answers.list.size(), 2u);
   EXPECT_EQ(answers.list[1].error.detail, "trace");
   ASSERT_EQ(take(batch), Taken::kBatch);
   EXPECT_EQ(batch.pool, 1u);
+}
+
+TEST_F(BatchingTest, RequestsOfABatchAreAnsweredOneByOne) {
+  const rpc::CallKey first = submit("a", 2, 1);
+  const rpc::CallKey second = submit("a", 1, 2);
+  const rpc::CallKey third = submit("a", 3, 3);
+  Batch batch;
+  ASSERT_EQ(take(batch), Taken::kBatch);
+  EXPECT_EQ(batch.request_rows, (std::vector<uint64_t>{2, 1, 3}));
+  batcher.fail(batch.id, {1}, {ErrorCode::kExpertError, "boom", "trace", 0});
+  ASSERT_EQ(answers.list.size(), 1u);
+  EXPECT_EQ(answers.list[0].key, second);
+  std::array<float, 20> out{};
+  std::iota(out.begin(), out.end(), 0.0f);
+  batcher.finish(batch.id, {0, 2}, {std::as_bytes(std::span(out))});
+  ASSERT_EQ(answers.list.size(), 3u);
+  EXPECT_EQ(answers.list[1].key, first);
+  EXPECT_EQ(answers.list[2].key, third);
+  EXPECT_EQ(reinterpret_cast<const float*>(answers.list[2].result->bytes.get())[0], 8.0f);
+  EXPECT_EQ(answers.list[2].result->header.batch_rows, 6u);
+  batcher.finish(batch.id, {0, 1, 99}, {std::as_bytes(std::span(out))}); // each once
+  batcher.fail(batch.id, {}, {ErrorCode::kExpertError, "late", "", 0});
+  EXPECT_EQ(answers.list.size(), 3u);
 }
 
 TEST_F(BatchingTest, ASmallSlabKeepsTheBatchForALargerOne) {
