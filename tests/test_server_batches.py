@@ -285,3 +285,25 @@ def test_frozen_parts_of_an_expert_stay_frozen():
     with in_mode(module, False):
         assert not any(part.training for part in module.modules())
     assert [part.training for part in module.modules()] == [True, False, True]
+
+
+def test_autocast_computes_in_bfloat16_and_answers_in_the_schemas_dtypes():
+    class Notes(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            dtypes.append((x.dtype, y.dtype))
+            return y
+
+    dtypes: list[tuple[torch.dtype, torch.dtype]] = []
+    torch.manual_seed(0)
+    module = Notes(WIDTH, WIDTH)
+    x, weight = torch.randn(2, WIDTH), module.weight.detach().clone()
+    local = nn.functional.linear(x, weight, module.bias.detach().clone())
+    y = answers(backend_of(module), [(x,)], False, autocast_dtype=torch.bfloat16)[0][0]
+    gradient = answers(backend_of(module), [(x, rows(1.0))], True, autocast_dtype=torch.bfloat16)[0][0]
+    assert dtypes == [(torch.float32, torch.bfloat16)] * 2
+    assert y.dtype == gradient.dtype == module.weight.dtype == torch.float32
+    torch.testing.assert_close(y, local, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(gradient, rows(1.0) @ weight, rtol=0.02, atol=0.02)
+    with pytest.raises(errors.InvalidArgument, match=r"autocast_dtype.*got torch.float16 .*loss scaling"):
+        lib.TesseractRuntime({"expert.0": backend_of(Scale())}, autocast_dtype=torch.float16)

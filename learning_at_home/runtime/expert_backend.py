@@ -72,6 +72,7 @@ class ExpertBackend:
                 f"expert '{name}': args_schema, kwargs_schema: expected BatchTensorProtos, got {self._flat_inputs}"
             )
         self.outputs_schema = self._find_outputs() if outputs_schema is None else outputs_schema
+        self.autocast_dtype: torch.dtype | None = None  # set by the runtime
         self.updates = 0  # optimizer steps so far
         self.update_begun = False  # the batch that runs has entered the optimizer: it must not run again
         if isinstance(opt, torch.optim.Optimizer):
@@ -183,12 +184,20 @@ class ExpertBackend:
 
     def _run(self, flat: Sequence[Tensor]) -> list[Tensor]:
         args, kwargs = nested_pack(flat, (self.args_schema, self.kwargs_schema))
-        outputs = self.expert(*args, **kwargs)
-        if hasattr(self, "outputs_schema") and not nested_compare(self.outputs_schema, outputs):
+        if self.autocast_dtype is None:
+            outputs = self.expert(*args, **kwargs)
+        else:
+            with torch.autocast(flat[0].device.type, self.autocast_dtype):
+                outputs = self.expert(*args, **kwargs)
+        if not nested_compare(self.outputs_schema, outputs):
             raise TypeError(
                 f"expert '{self.name}' returned another structure than its outputs_schema {self.outputs_schema}"
             )
-        return list(nested_flatten(outputs))
+        tensors = list(nested_flatten(outputs))
+        if self.autocast_dtype is not None:  # callers get the dtypes that the schema promises
+            protos = nested_flatten(self.outputs_schema)
+            tensors = [tensor.to(proto.dtype) for tensor, proto in zip(tensors, protos, strict=True)]
+        return tensors
 
     def _find_outputs(self) -> Any:
         device = next((p.device for p in self.expert.parameters()), torch.device("cpu"))

@@ -27,10 +27,12 @@ class TesseractRuntime:
     Args:
         expert_backends: uid → backend. Their modules move to `device`.
         device: where experts compute; the CPU by default.
+        autocast_dtype: torch.bfloat16 runs experts under `torch.autocast`; parameters, inputs and outputs keep their
+            dtypes. float16 is refused: its gradients underflow without loss scaling, which is the trainers' to do.
         prefetch_batches, sender_threads: accepted for compatibility; results are sent by the network thread.
 
     Raises:
-        InvalidArgument: no backends, or a CUDA device where torch has none.
+        InvalidArgument: no backends, a CUDA device where torch has none, or a dtype that autocast does not take.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class TesseractRuntime:
         prefetch_batches: int = 64,
         sender_threads: int = 1,
         device: torch.device | str | None = None,
+        autocast_dtype: torch.dtype | None = None,
     ):
         from learning_at_home import _core
 
@@ -47,6 +50,9 @@ class TesseractRuntime:
         self.device = torch.device(device or "cpu")
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise InvalidArgument(f"device: {self.device} was asked for, but this torch sees no CUDA device")
+        if autocast_dtype not in (None, torch.bfloat16):
+            hint = " (float16 needs loss scaling, which a server cannot do)" if autocast_dtype == torch.float16 else ""
+            raise InvalidArgument(f"autocast_dtype: expected torch.bfloat16 or None, got {autocast_dtype}{hint}")
         self.expert_backends = expert_backends
         self.core = _core.ServerCore()
         self._runner = BatchRunner(self.core)
@@ -55,6 +61,7 @@ class TesseractRuntime:
             if uid != backend.name:
                 raise InvalidArgument(f"expert_backends: key {uid!r} names a backend called {backend.name!r}")
             backend.expert.to(self.device)
+            backend.autocast_dtype = autocast_dtype
             for pool, method in zip(backend.get_pools(), (_FORWARD, _BACKWARD), strict=True):
                 pool.register(self.core, method)
                 self._pools.append((backend, pool, method == _BACKWARD))
