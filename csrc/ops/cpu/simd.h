@@ -1,5 +1,4 @@
-// What the CPU kernels share: compilation for several instruction sets, 16-bit floats, streaming
-// stores.
+// What the CPU kernels share: compilation for several instruction sets, exp, streaming stores.
 //
 // Loops over kLanes elements are written so that compilers vectorise them without -ffast-math:
 // reductions keep kLanes partial results and fold them in one fixed order, so every instruction
@@ -17,9 +16,8 @@
 #include <emmintrin.h>
 #endif
 
+#include "base/float16.hpp"
 #include "ops/kernels.h"
-
-#define LAH_INLINE inline __attribute__((always_inline))
 
 // A function compiled for several x86 levels; the loader picks one. Everything it calls in a loop
 // must be LAH_INLINE. The baseline serves where there is no such loader (not glibc), no clones of
@@ -36,54 +34,6 @@ namespace lah::ops::cpu {
 constexpr int64_t kLanes = 16;
 // Outputs beyond this do not stay in a cache: write past it.
 constexpr int64_t kStreamBytes = int64_t{4} << 20;
-
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
-
-// The type sums are made in.
-template <class scalar>
-using sum_t = std::conditional_t<std::is_same_v<scalar, double>, double, float>;
-
-LAH_INLINE float widen(float x) {
-  return x;
-}
-LAH_INLINE double widen(double x) {
-  return x;
-}
-LAH_INLINE float widen(BFloat16 x) {
-  return std::bit_cast<float>(uint32_t{x.bits} << 16);
-}
-LAH_INLINE float widen(Float16 x) {
-  const uint32_t sign = uint32_t{x.bits & 0x8000u} << 16;
-  const float scaled =
-      std::bit_cast<float>(uint32_t{x.bits & 0x7fffu} << 13) * 0x1p112f; // exact, subnormals too
-  const uint32_t special = (x.bits & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0u; // infinity and NaN
-  return std::bit_cast<float>(std::bit_cast<uint32_t>(scaled) | special | sign);
-}
-
-template <class scalar> LAH_INLINE scalar narrow(sum_t<scalar> x) {
-  if constexpr (std::is_same_v<scalar, BFloat16>) { // round to nearest even; a NaN must not round
-                                                    // to infinity
-    const uint32_t u = std::bit_cast<uint32_t>(x);
-    const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-    return {static_cast<uint16_t>(x != x ? 0x7fc0u : rounded)};
-  } else if constexpr (std::is_same_v<scalar, Float16>) {
-    const uint32_t u = std::bit_cast<uint32_t>(x), sign = (u >> 16) & 0x8000u,
-                   magnitude = u & 0x7fffffffu;
-    const uint32_t normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-    const uint32_t subnormal =
-        std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
-    const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-    const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
-    return {static_cast<uint16_t>(sign | (magnitude >= 0x47800000u ? special : finite))};
-  } else {
-    return x;
-  }
-}
 
 // exp for x <= 0, to 2 ulp; exactly 0 below -87. std::exp is a call that no loop vectorises around.
 // (Cephes' polynomial.)
