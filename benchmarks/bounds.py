@@ -33,10 +33,11 @@ class Bounds:
 
     def __init__(self) -> None:
         self.connections: dict[int, Any] = {}
+        self.streams: list[socket.socket] = []
 
-    def serve_tcp(self) -> int:
+    def serve_tcp(self, host: str = "127.0.0.1") -> int:
         """Listen; returns the port."""
-        listener = socket.create_server(("127.0.0.1", 0))
+        listener = socket.create_server((host, 0))
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
         return int(listener.getsockname()[1])
 
@@ -55,6 +56,24 @@ class Bounds:
             _receive(connection, into)
             times.append(time.perf_counter() - begun)
         return times
+
+    def tcp_streams(self, host: str, port: int, sent: int, streams: int) -> float:
+        """Seconds until every one of `streams` connections has sent `sent` bytes and received as many."""
+        if len(self.streams) != streams:
+            self.streams = [socket.create_connection((host, port)) for _ in range(streams)]
+        out = memoryview(bytearray(sent))
+
+        def exchange(connection: socket.socket) -> None:
+            _send(connection, out, _HEADER.pack(sent, sent))
+            _receive(connection, memoryview(bytearray(sent)))
+
+        threads = [threading.Thread(target=exchange, args=(connection,)) for connection in self.streams]
+        begun = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return time.perf_counter() - begun
 
     def serve_zmq(self, curve: bool) -> dict[str, Any]:
         """Bind a ROUTER; returns where. With curve its key, too."""

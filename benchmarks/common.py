@@ -48,9 +48,9 @@ class Side:
     python: str
     arguments: tuple[str, ...] = ()
 
-    def start(self) -> Worker:
-        """A fresh process, as a server or as a client of one."""
-        return Worker(self.module, self.python, self.arguments)
+    def start(self, prefix: Sequence[str] = ()) -> Worker:
+        """A fresh process, as a server or as a client of one; `prefix` is a command that runs it somewhere else."""
+        return Worker(self.module, self.python, self.arguments, prefix)
 
 
 @dataclass

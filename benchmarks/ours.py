@@ -26,6 +26,7 @@ class Ours:
         network: bool = False,
         insecure: bool = False,
         handlers: int | None = None,
+        host: str = "127.0.0.1",
     ) -> dict[str, Any]:
         """Serve experts; returns where, and how long the server took once its parts were imported.
 
@@ -53,9 +54,10 @@ class Ours:
                 max_batch_size=max_batch_size,
             )
         node = lib.TesseractNetwork(port=0, host="127.0.0.1", start=True) if network else None
-        self.server = lib.TesseractServer(node, backends, port=0, insecure=insecure)
+        self.server = lib.TesseractServer(node, backends, addr=host, port=0, insecure=insecure)
         self.server.start(block=False)
         return {
+            "host": host,
             "port": self.server.port,
             "network": node.port if node is not None else None,
             "uid": experts[0],
@@ -76,11 +78,11 @@ class Ours:
 
         torch.set_num_threads(1)
         self.address, self.hidden = address, hidden
-        self.expert = lib.RemoteExpert(address["uid"], port=address["port"], insecure=address["insecure"])
+        self.expert = lib.RemoteExpert(address["uid"], address["host"], address["port"], insecure=address["insecure"])
         self.calls(5)
 
-    def calls(self, count: int, rows: int = 1) -> list[float]:
-        """Forward calls, one after the other."""
+    def calls(self, count: int, rows: int = 1, same: bool = True) -> list[float]:
+        """Forward calls, one after the other. same: the expert returns what it gets."""
         import torch
 
         x = torch.randn(rows, self.hidden)
@@ -90,8 +92,30 @@ class Ours:
                 begun = time.perf_counter()
                 y = self.expert(x)
                 times.append(time.perf_counter() - begun)
-        assert torch.equal(y, x)
+        assert torch.equal(y, x) or not same
         return times
+
+    def trainers(self, threads: int, rows: int, count: int) -> dict[str, float]:
+        """Threads that train through the expert, each in calls forward and backward one after the other.
+
+        Returns the seconds of all, and the bytes of the tensors sent and received in that time.
+        """
+        from concurrent.futures import ThreadPoolExecutor
+
+        import torch
+
+        def train() -> None:
+            x = torch.randn(rows, self.hidden, requires_grad=True)
+            for _ in range(count):
+                self.expert(x).backward(torch.ones_like(x))
+
+        begun = time.perf_counter()
+        with ThreadPoolExecutor(threads) as pool:
+            for done in [pool.submit(train) for _ in range(threads)]:
+                done.result()
+        tensor = 4 * rows * self.hidden * threads * count
+        # Forward sends x; backward sends x and its gradient, and each gets one tensor back.
+        return {"seconds": time.perf_counter() - begun, "sent": 3 * tensor, "received": 2 * tensor}
 
     def pings(self, count: int) -> list[float]:
         """Round trips of a ping that the server's network thread answers."""

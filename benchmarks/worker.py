@@ -32,14 +32,17 @@ class Worker:
         module: its name.
         python: the interpreter; this one by default.
         arguments: its command line.
+        prefix: a command that runs it somewhere else.
     """
 
-    def __init__(self, module: str, python: str = sys.executable, arguments: Sequence[str] = ()):
+    def __init__(
+        self, module: str, python: str = sys.executable, arguments: Sequence[str] = (), prefix: Sequence[str] = ()
+    ):
         self.module = module
         self.started = time.monotonic()
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
         self.process = subprocess.Popen(
-            [python, "-m", module, *arguments],
+            [*prefix, python, "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL if "LAH_BENCH_VERBOSE" not in os.environ else None,

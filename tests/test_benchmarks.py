@@ -54,6 +54,7 @@ def test_all_finds_every_benchmark() -> None:
     assert {
         "benchmarks.calls.nop_call",
         "benchmarks.calls.transfer",
+        "benchmarks.calls.wan",
         "benchmarks.moe.dmoe_step",
         "benchmarks.server.footprint",
     } <= set(modules())
