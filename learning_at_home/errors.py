@@ -67,7 +67,7 @@ class NotFound(LearningAtHomeError, LookupError):
 
 
 class Rejected(LearningAtHomeError):
-    """The server refused a request's numbers: NaN, infinite, or a norm above the expert's limit. Nothing was applied."""
+    """The server refused a request's numbers: NaN, infinite, or a norm above a limit. Nothing was applied."""
 
 
 class NotPermitted(LearningAtHomeError, PermissionError):
@@ -76,6 +76,10 @@ class NotPermitted(LearningAtHomeError, PermissionError):
 
 class NoExpertsAlive(LearningAtHomeError):
     """No expert answered for some tokens, and the gate was asked to raise (`on_empty="raise"`)."""
+
+
+class NotFinite(LearningAtHomeError, ArithmeticError):
+    """An expert's answer held NaN or infinity, and the gate was asked to look (`detect_anomalies=True`)."""
 
 
 # Codes of csrc/base/error.hpp.

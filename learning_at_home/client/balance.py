@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,18 +19,18 @@ def balance_loss(stats: Tensor) -> Tensor:
     return len(assigned) * (assigned / assigned.sum().clamp(min=1) * probability).sum()
 
 
-def add_gradient_of(output: Tensor, loss: Tensor, weight: float) -> Tensor:
-    """Return `output` unchanged; its backward pass also backpropagates `weight * loss`."""
+def add_gradient_of(output: Tensor, loss: Tensor, weight: Callable[[], float]) -> Tensor:
+    """Return `output` unchanged; its backward pass also backpropagates `weight() * loss`."""
     return _AddGradient.apply(output, loss, weight)
 
 
 class _AddGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, output: Tensor, loss: Tensor, weight: float) -> Tensor:
+    def forward(ctx: Any, output: Tensor, loss: Tensor, weight: Callable[[], float]) -> Tensor:
         ctx.weight = weight
         ctx.like = loss.detach()
         return output.view_as(output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return grad, torch.full_like(ctx.like, ctx.weight), None
+        return grad, torch.full_like(ctx.like, ctx.weight()), None

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from learning_at_home import ops
 from learning_at_home.client.alive_experts import AliveExperts, AliveView
 from learning_at_home.client.balance import add_gradient_of, balance_loss
+from learning_at_home.client.gate_stats import GateStats
+from learning_at_home.client.grad_scale import GradScale, checked_grad_scale, scale_now
 from learning_at_home.client.remote_expert import RemoteExpert, check_inputs, checked_priority
-from learning_at_home.client.remote_mixture import GateStats, RemotePlan, Waiting, remote_mixture
+from learning_at_home.client.remote_mixture import RemotePlan, Waiting, remote_mixture
 from learning_at_home.client.transport import get_transport
 from learning_at_home.errors import InvalidArgument, LearningAtHomeError, NoExpertsAlive
 from learning_at_home.nested import nested_flatten, nested_pack
@@ -49,6 +51,13 @@ class GatingFunction(nn.Module):
             your loss), 0 by default.
         on_empty: what a token gets for which no expert answered: "zeros", or "raise" for `NoExpertsAlive`.
         priority: 0 to 255, 0 by default: servers compute calls of higher priority first.
+        grad_scale: the factor by which your loss is scaled, for mixed precision: a number, or a function that returns
+            it in each backward pass (`scaler.get_scale` of a `torch.amp.GradScaler`). Experts then learn from
+            gradients divided by it, in float32. If any is not finite, none is sent (`last_stats.backward_skipped`)
+            and yours are NaN, at which GradScaler skips its step. Layers whose backward pass came before have been
+            updated.
+        detect_anomalies: treat an expert whose outputs or input gradients hold NaN or infinity as one that failed
+            (`NotFinite` in `last_stats.errors`), False by default.
         num_workers, expert_padding: accepted for compatibility, without effect: there are no worker threads, and fewer
             experts alive than k_best need no padding.
 
@@ -74,6 +83,8 @@ class GatingFunction(nn.Module):
         balance_weight: float = 0.0,
         on_empty: str = "zeros",
         priority: int = 0,
+        grad_scale: GradScale = None,
+        detect_anomalies: bool = False,
     ):
         super().__init__()
         self.in_features, self.grid_size = int(in_features), tuple(int(size) for size in grid_size)
@@ -95,7 +106,8 @@ class GatingFunction(nn.Module):
         )
         _seconds("timeout_after_k_min", timeout_after_k_min)
         self.balance_weight, self.on_empty = balance_weight, on_empty
-        self.priority = checked_priority(priority)
+        self.priority, self.grad_scale = checked_priority(priority), checked_grad_scale(grad_scale)
+        self.detect_anomalies = detect_anomalies
         self.proj = nn.Linear(self.in_features, sum(self.grid_size))
         self.last_stats = GateStats()
         self._alive: AliveExperts | None = None
@@ -135,8 +147,11 @@ class GatingFunction(nn.Module):
         x_TH = input.reshape(tokens, self.in_features)
         alive = self.alive.refresh()
         self.last_stats = stats = GateStats(experts_alive=len(alive.experts))
-        schema = self._find_schema(alive, input)
+        schema = self._find_schema(alive, stats)
         flat = self._flat_inputs(schema, lead, tokens, (x_TH, *args), kwargs)
+        if schema is None:  # nobody has told yet: outputs are as wide as inputs, as in every residual block
+            proto = BatchTensorProto(self.in_features, dtype=input.dtype)
+            schema = ExpertSchema((proto,), {}, proto, 1)
         route = self._route(x_TH, alive)
         sent = [ops.dispatch(tensor, route.index, route.rank, route.offset) for tensor in flat]
         plan = self._plan(route, sent[0][1], alive, schema, tokens, stats)
@@ -149,7 +164,7 @@ class GatingFunction(nn.Module):
         if route.stats.numel():
             loss = balance_loss(route.stats)
             stats.balance_loss = float(loss.detach())
-            outputs[0] = add_gradient_of(outputs[0], loss, self.balance_weight)
+            outputs[0] = add_gradient_of(outputs[0], loss, lambda: self.balance_weight * scale_now(self.grad_scale))
         shaped = [out.view(*lead, *out.shape[1:]).to(device) for out in outputs]
         return nested_pack(shaped, schema.outputs)
 
@@ -201,29 +216,31 @@ class GatingFunction(nn.Module):
             tokens=tokens,
             training=self.training,
             priority=self.priority,
+            grad_scale=self.grad_scale,
+            detect_anomalies=self.detect_anomalies,
             forward=self.forward_waiting,
             backward=self.backward_waiting,
             stats=stats,
             ok=torch.zeros(tokens * self.k_best, dtype=torch.bool),
         )
 
-    def _find_schema(self, alive: AliveView, input: Tensor) -> ExpertSchema:
+    def _find_schema(self, alive: AliveView, stats: GateStats) -> ExpertSchema | None:
         for address in alive.experts.values() if self._schema is None else ():
             try:
                 self._schema = self.alive.transport.schema(address, self.forward_waiting.timeout)
                 break
             except LearningAtHomeError as error:
-                self.last_stats.errors.append(error)
-        if self._schema is not None:
-            return self._schema
-        # Nobody has told yet: outputs are as wide as inputs, as in every residual block.
-        proto = BatchTensorProto(self.in_features, dtype=input.dtype)
-        return ExpertSchema((proto,), {}, proto, 1)
+                stats.errors.append(error)
+        return self._schema
 
     def _flat_inputs(
-        self, schema: ExpertSchema, lead: torch.Size, tokens: int, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]
+        self,
+        schema: ExpertSchema | None,
+        lead: torch.Size,
+        tokens: int,
+        args: tuple[Tensor, ...],
+        kwargs: dict[str, Tensor],
     ) -> list[Tensor]:
-        known = self._schema is not None
         flat = []
         for i, tensor in enumerate([*nested_flatten(args), *nested_flatten(kwargs)]):
             if i > 0 and tensor.shape[: len(lead)] != lead:
@@ -232,7 +249,7 @@ class GatingFunction(nn.Module):
                 )
             per_token = tensor if i == 0 else tensor.reshape(tokens, *tensor.shape[len(lead) :])
             flat.append(per_token.cpu())
-        if not known:
+        if schema is None:
             return flat[:1]
         args, kwargs = nested_pack(flat, (args, kwargs))
         return check_inputs(f"{self.uid_prefix}.*", schema, args, kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,6 +10,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from learning_at_home import errors
+from learning_at_home.client.grad_scale import (
+    GradScale,
+    all_finite,
+    checked_grad_scale,
+    rescale_,
+    scale_now,
+    unscale,
+)
 from learning_at_home.client.transport import (
     BACKWARD,
     FORWARD,
@@ -31,6 +40,10 @@ class RemoteExpert(nn.Module):
         insecure: connect without encryption.
         forward_timeout, backward_timeout: seconds, 30 by default. A call ends by then, whatever happens.
         priority: 0 to 255, 0 by default: the server computes higher ones first.
+        grad_scale: the factor by which your loss is scaled, for mixed precision: a number, or a function that returns
+            it in each backward pass (`scaler.get_scale` of a `torch.amp.GradScaler`). The expert then learns from
+            gradients divided by it, in float32, and yours come back multiplied. A gradient that is not finite is not
+            sent: you get NaN, at which GradScaler skips its step.
 
     Raises (from calls): a subclass of `errors.LearningAtHomeError` naming server, uid and phase.
     """
@@ -46,12 +59,14 @@ class RemoteExpert(nn.Module):
         forward_timeout: float = 30.0,
         backward_timeout: float = 30.0,
         priority: int = 0,
+        grad_scale: GradScale = None,
     ):
         super().__init__()
         self.uid, self.host, self.port = uid, host, port
         self.key, self.insecure = key, insecure
         self.forward_timeout, self.backward_timeout = forward_timeout, backward_timeout
         self.priority = checked_priority(priority)
+        self.grad_scale = checked_grad_scale(grad_scale)
         self._transport: Transport | None = None
         self._address: ExpertAddress | None = None
 
@@ -163,20 +178,29 @@ class _RemoteCall(torch.autograd.Function):
         inputs = [tensor.detach().contiguous() for tensor in ctx.saved_tensors]
         grads = [torch.zeros_like(tensor) for tensor in inputs if tensor.is_floating_point()]
         if len(inputs[0]) > 0:
-            sent = output_grads(ctx.schema, grad_outputs, len(inputs[0]))
             expert = ctx.expert
+            scale = scale_now(expert.grad_scale)
+            sent = output_grads(ctx.schema, grad_outputs, len(inputs[0]), scale)
+            if expert.grad_scale is not None and not all_finite(sent):
+                return _input_grads(inputs, [torch.full_like(grad, math.nan) for grad in grads])
             call = ExpertCall(expert.address, BACKWARD, [*inputs, *sent], grads, ctx.training, expert.priority)
             _run(expert, call, expert.backward_timeout)
-        given = iter(grads)
-        return (None, None, None, *(next(given) if tensor.is_floating_point() else None for tensor in inputs))
+            for grad in grads:
+                rescale_(grad, scale)
+        return _input_grads(inputs, grads)
 
 
-def output_grads(schema: ExpertSchema, grads: tuple[Tensor | None, ...], rows: int) -> list[Tensor]:
-    """The gradients that a backward call sends: one for each floating output, zeros where there is none."""
+def _input_grads(inputs: list[Tensor], grads: list[Tensor]) -> Any:
+    given = iter(grads)
+    return (None, None, None, *(next(given) if tensor.is_floating_point() else None for tensor in inputs))
+
+
+def output_grads(schema: ExpertSchema, grads: tuple[Tensor | None, ...], rows: int, scale: float) -> list[Tensor]:
+    """The gradients that a backward call sends, divided by `scale`: one for each floating output, zeros for None."""
     return [
         torch.zeros(rows, *proto.instance_size, dtype=proto.dtype)
         if grad is None
-        else grad.to(proto.dtype).contiguous()
+        else unscale(grad, scale, proto.dtype).contiguous()
         for proto, grad in zip(schema.outputs_flat, grads, strict=True)
         if proto.dtype.is_floating_point
     ]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from learning_at_home.client.gate_stats import GateStats
+from learning_at_home.client.grad_scale import GradScale, all_finite, rescale_, scale_now
 from learning_at_home.client.remote_expert import output_grads
 from learning_at_home.client.transport import (
     BACKWARD,
@@ -21,6 +24,7 @@ from learning_at_home.client.transport import (
     Quorum,
     Transport,
 )
+from learning_at_home.errors import NotFinite
 from learning_at_home.schema import ExpertSchema
 
 
@@ -31,25 +35,6 @@ class Waiting:
     timeout: float
     k_min: int
     timeout_after_k_min: float
-
-
-@dataclass
-class GateStats:
-    """What happened in a gate's last step. Filled in by the forward pass, completed by the backward pass."""
-
-    experts_alive: int = 0
-    forward_calls: int = 0
-    forward_failed: int = 0
-    backward_calls: int = 0
-    backward_failed: int = 0
-    empty_tokens: int = 0  # tokens for which no expert answered
-    errors: list[Exception] = field(default_factory=list)  # of the failed calls
-    balance_loss: float | None = None
-
-    @property
-    def failed(self) -> int:
-        """Calls that failed, both ways."""
-        return self.forward_failed + self.backward_failed
 
 
 @dataclass
@@ -64,6 +49,8 @@ class RemotePlan:
     tokens: int
     training: bool
     priority: int
+    grad_scale: GradScale
+    detect_anomalies: bool
     forward: Waiting
     backward: Waiting
     stats: GateStats
@@ -89,7 +76,10 @@ class RemotePlan:
             list(itertools.accumulate(sizes, initial=0)),
         )
         outcomes = self.transport.call_many(calls, waiting.timeout, quorum)
-        self.stats.errors.extend(outcome.error for outcome in outcomes if outcome.error is not None)
+        for call, outcome in zip(calls, outcomes, strict=True) if self.detect_anomalies else ():
+            if outcome.ok and not all_finite(call.outputs):
+                outcome.error = NotFinite(f"{call.context}: the answer holds NaN or infinity")
+        self.stats.record(calls[0].method, calls, outcomes)
         return outcomes
 
 
@@ -119,8 +109,6 @@ class _RemoteMixture(torch.autograd.Function):
                 plan.ok[expert[1] : expert[2]] = outcome.ok
                 if outcome.ok:
                     ctx.answered.append(expert)
-        plan.stats.forward_calls = len(calls)
-        plan.stats.forward_failed = len(calls) - len(ctx.answered)
         ctx.mark_non_differentiable(*[tensor for tensor in outputs if not tensor.is_floating_point()])
         return tuple(outputs)
 
@@ -130,22 +118,29 @@ class _RemoteMixture(torch.autograd.Function):
         plan: RemotePlan = ctx.plan
         rows = ctx.saved_tensors
         grads = [torch.zeros_like(tensor) for tensor in rows if tensor.is_floating_point()]
-        sent = output_grads(plan.schema, grad_outputs, len(plan.source))
+        scale = scale_now(plan.grad_scale)
+        sent = output_grads(plan.schema, grad_outputs, len(plan.source), scale)
+        if plan.grad_scale is not None and not all_finite(grad[plan.ok] for grad in sent):
+            plan.stats.backward_skipped = len(ctx.answered)
+            return _backward_result(rows, [torch.full_like(grad, math.nan) for grad in grads])
         calls = [
             plan.call(address, BACKWARD, _cut((*rows, *sent), begin, end), _cut(grads, begin, end))
             for address, begin, end in ctx.answered
         ]
-        failed = 0
         if calls:
             outcomes = plan.run(ctx.answered, calls, plan.backward)
             for call, outcome in zip(calls, outcomes, strict=True):
                 if not outcome.ok:  # no gradient through this expert, rather than half of one
-                    failed += 1
                     for output in call.outputs:
                         output.zero_()
-        plan.stats.backward_calls, plan.stats.backward_failed = len(calls), failed
-        given = iter(grads)
-        return (None, None, *(next(given) if tensor.is_floating_point() else None for tensor in rows))
+        for grad in grads:
+            rescale_(grad, scale)
+        return _backward_result(rows, grads)
+
+
+def _backward_result(rows: Sequence[Tensor], grads: Sequence[Tensor]) -> Any:
+    given = iter(grads)
+    return (None, None, *(next(given) if tensor.is_floating_point() else None for tensor in rows))
 
 
 def _cut(tensors: Sequence[Tensor], begin: int, end: int) -> list[Tensor]:

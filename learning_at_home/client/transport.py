@@ -52,6 +52,12 @@ class ExpertCall:
     training: bool = True
     priority: int = 0
 
+    @property
+    def context(self) -> str:
+        """Phase, uid and peer, as errors name them."""
+        phase = {FORWARD: "forward", BACKWARD: "backward", INFO: "info"}[self.method]
+        return f"{phase} of expert '{self.address.uid}' on {self.address.server}"
+
 
 @dataclass
 class CallOutcome:
@@ -236,7 +242,5 @@ def _outcome(call: ExpertCall, raw: tuple[Any, ...]) -> CallOutcome:
     code, message, detail, retry_after_ms, queue_us, service_us, batch_rows, description = raw
     error = None
     if code != errors.OK:
-        phase = {FORWARD: "forward", BACKWARD: "backward", INFO: "info"}[call.method]
-        context = f"{phase} of expert '{call.address.uid}' on {call.address.server}"
-        error = errors.make_error(code, message, detail, retry_after_ms, context)
+        error = errors.make_error(code, message, detail, retry_after_ms, call.context)
     return CallOutcome(error, queue_us / 1e6, service_us / 1e6, batch_rows, description)
