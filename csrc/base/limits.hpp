@@ -68,6 +68,7 @@ struct Limits {
   static constexpr size_t kErrorTextBytes = 16384;        // remote traceback text
   static constexpr size_t kDescriptionBytes = size_t{1} << 20; // JSON answer to an info call
   static constexpr size_t kPoolQueue = 8192;                   // requests waiting in one pool
+  static constexpr size_t kStatesLent = 4; // fetched experts on their way, up to kCallBytes each
   static constexpr uint64_t kDeadlineMs = 3'600'000; // the longest deadline a call may carry
   static constexpr size_t kConnections = 1024;       // peers of one listener
 };

@@ -10,8 +10,7 @@ Batcher::Batcher(const Clock& clock, ByteAllocator& allocator)
 uint32_t Batcher::add_pool(PoolSpec spec) {
   const std::lock_guard lock(mutex_);
   const auto index = static_cast<uint32_t>(pools_.size());
-  auto& by_uid = spec.method == rpc::Method::kForward ? forward_pools_ : backward_pools_;
-  by_uid[spec.uid] = index;
+  pools_by_uid_[static_cast<size_t>(spec.method)][spec.uid] = index;
   pools_.emplace_back(std::move(spec));
   return index;
 }
@@ -30,15 +29,21 @@ Result<uint32_t> Batcher::admit(const rpc::Call& call) {
   const std::lock_guard lock(mutex_);
   if (stopped_)
     return Error{ErrorCode::kShuttingDown, "the server is shutting down"};
-  const auto& by_uid = call.method == rpc::Method::kForward ? forward_pools_ : backward_pools_;
+  const auto& by_uid = pools_by_uid_[static_cast<size_t>(call.method)];
   const auto found = by_uid.find(call.uid);
-  if (found == by_uid.end())
+  if (found == by_uid.end()) {
+    if (call.method == rpc::Method::kState && descriptions_.contains(call.uid))
+      return Error{ErrorCode::kNotPermitted,
+                   "the server keeps its experts' weights to itself (allow_fetch=False)"};
     return Error{ErrorCode::kExpertNotFound, "no expert '" + call.uid + "' is served here"};
+  }
   const TaskPool& pool = pools_[found->second];
   if (const auto rows = pool.check(call); !rows)
     return rows.error();
   if (pool.size() >= pool.spec().queue_limit)
     return Error{ErrorCode::kOverloaded, "expert '" + call.uid + "': queue is full", "", 200};
+  if (call.method == rpc::Method::kState && !may_lend_state())
+    return Error{ErrorCode::kOverloaded, "too many experts are being fetched", "", 1000};
   return found->second;
 }
 
@@ -131,7 +136,7 @@ Taken Batcher::take(MutableByteView slab, Time deadline, Batch& batch, size_t& s
         taken = Taken::kBatch;
         break;
       }
-      if (now >= deadline || !expired.empty())
+      if (now >= deadline || !expired.empty() || std::exchange(woken_, false))
         break;
       arrived_.wait_for(lock, std::chrono::nanoseconds(wake_at - now));
     }
@@ -213,6 +218,12 @@ Batcher::Running Batcher::take_running(uint64_t batch_id, const Requests& reques
   return part;
 }
 
+// A request of a few bytes is answered by a whole expert, which waits here for a slow reader.
+bool Batcher::may_lend_state() {
+  std::erase_if(lent_states_, [](const auto& state) { return state.expired(); });
+  return lent_states_.size() < Limits::kStatesLent;
+}
+
 void Batcher::finish(uint64_t batch_id, const Requests& requests,
                      const std::vector<ByteView>& outputs) {
   const Running running = take_running(batch_id, requests);
@@ -237,7 +248,8 @@ std::optional<rpc::OutgoingResult> Batcher::result_of(const Running& running,
                                                       const std::vector<ByteView>& outputs,
                                                       uint64_t first_row) {
   const std::vector<TensorSpec>& specs = pools_[running.pool].spec().outputs;
-  const uint64_t rows = call_rows(call.header);
+  const bool state = call.header.method == rpc::Method::kState;
+  const uint64_t rows = state ? outputs.front().size() : call_rows(call.header);
   rpc::OutgoingResult result;
   result.header.queue_us = static_cast<uint64_t>((running.started - call.arrived) / kMicrosecond);
   result.header.service_us = static_cast<uint64_t>((now - running.started) / kMicrosecond);
@@ -255,6 +267,10 @@ std::optional<rpc::OutgoingResult> Batcher::result_of(const Running& running,
                   size);
     std::memset(result.bytes.get() + at + size, 0, align_up(size) - size);
     at += align_up(size);
+  }
+  if (state) {
+    const std::lock_guard lock(mutex_);
+    lent_states_.emplace_back(result.bytes);
   }
   return result;
 }
@@ -285,6 +301,12 @@ void Batcher::stop() {
   }
   for (const rpc::CallKey& key : waiting)
     send_fail(key, {ErrorCode::kShuttingDown, "the server is shutting down"});
+}
+
+void Batcher::wake() {
+  const std::lock_guard lock(mutex_);
+  woken_ = true;
+  arrived_.notify_all();
 }
 
 Batcher::Counters Batcher::counters() const {

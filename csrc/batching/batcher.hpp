@@ -3,6 +3,7 @@
 // waits with the GIL released.
 #pragma once
 
+#include <array>
 #include <condition_variable>
 #include <mutex>
 #include <unordered_map>
@@ -57,6 +58,8 @@ public:
 
   // Any thread. Answers everything that waits with kShuttingDown and lets take() return kStopped.
   void stop();
+  // Lets take() return kTimeout at once, if there is no batch: the runtime thread has other work.
+  void wake();
 
   struct Counters {
     uint64_t requests = 0;
@@ -87,6 +90,7 @@ private:
                                                const rpc::IncomingCall& call, Time now,
                                                const std::vector<ByteView>& outputs,
                                                uint64_t first_row);
+  bool may_lend_state();
   void send_fail(const rpc::CallKey& key, const Error& error);
 
   const Clock& clock_;
@@ -95,13 +99,14 @@ private:
   mutable std::mutex mutex_;
   std::condition_variable arrived_;
   std::deque<TaskPool> pools_;
-  std::unordered_map<std::string, uint32_t> forward_pools_;
-  std::unordered_map<std::string, uint32_t> backward_pools_;
+  std::array<std::unordered_map<std::string, uint32_t>, rpc::kMethods + 1> pools_by_uid_;
   std::unordered_map<std::string, std::string> descriptions_;
   std::map<uint64_t, Running> running_;
   uint64_t pending_ = 0; // id of a batch that was chosen and not yet copied out; 0: none
   uint64_t next_id_ = 1;
   bool stopped_ = false;
+  bool woken_ = false;
+  std::vector<std::weak_ptr<const void>> lent_states_; // of experts, on their way to callers
   Counters counters_;
 
   std::mutex port_mutex_;

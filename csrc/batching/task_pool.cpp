@@ -23,7 +23,7 @@ std::string TensorSpec::text() const {
 }
 
 uint64_t call_rows(const rpc::Call& call) {
-  return call.tensors.front().shape.front();
+  return call.tensors.empty() ? 1 : call.tensors.front().shape.front();
 }
 
 Result<uint64_t> TaskPool::check(const rpc::Call& call) const {
@@ -33,6 +33,8 @@ Result<uint64_t> TaskPool::check(const rpc::Call& call) const {
   if (call.tensors.size() != spec_.inputs.size())
     return mismatch("expected " + std::to_string(spec_.inputs.size()) + " tensors, got " +
                     std::to_string(call.tensors.size()));
+  if (spec_.inputs.empty())
+    return 1;
   uint64_t rows = 0;
   for (size_t i = 0; i < spec_.inputs.size(); ++i) {
     const rpc::TensorMeta& got = call.tensors[i];

@@ -55,6 +55,7 @@ private:
   uint64_t rows_ = 0;
 };
 
+// Of a call that passed check(); one without tensors (Method::kState) counts as one row.
 uint64_t call_rows(const rpc::Call& call);
 
 } // namespace lah::batching

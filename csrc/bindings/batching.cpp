@@ -234,6 +234,11 @@ void bind_batching(py::module_& m) {
              const GilRelease release;
              self.batcher().stop();
            })
+      .def("wake",
+           [](ServerCore& self) {
+             const GilRelease release;
+             self.batcher().wake();
+           })
       .def("close", &ServerCore::close)
       .def("counters", &ServerCore::counters);
 }

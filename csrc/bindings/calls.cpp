@@ -44,9 +44,12 @@ CallTuple call_from(const py::handle& item) {
 net::GroupedCall grouped(const CallTuple& tuple, Time deadline, const Lease& lease) {
   net::GroupedCall grouped;
   grouped.peer = tuple.peer;
-  grouped.collect = static_cast<rpc::Method>(tuple.method) == rpc::Method::kInfo;
+  const auto method = static_cast<rpc::Method>(tuple.method);
+  grouped.collect = method == rpc::Method::kInfo    ? Limits::kDescriptionBytes
+                    : method == rpc::Method::kState ? Limits::kCallBytes
+                                                    : 0;
   grouped.call.header.uid = tuple.uid;
-  grouped.call.header.method = static_cast<rpc::Method>(tuple.method);
+  grouped.call.header.method = method;
   grouped.call.header.training = tuple.training;
   grouped.call.header.priority = tuple.priority;
   grouped.call.deadline = deadline;

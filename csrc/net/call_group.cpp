@@ -17,11 +17,10 @@ CallGroup::CallGroup(std::vector<GroupedCall> calls) {
 
 bool CallGroup::Slot::on_result(const rpc::ResultMessage& result) {
   const std::lock_guard lock(group->mutex_);
-  if (call.collect) {
-    if (result.tensors.size() != 1 || result.total_bytes > Limits::kDescriptionBytes)
+  if (call.collect > 0) {
+    if (result.tensors.size() != 1 || result.tensors.front().wire_bytes > call.collect)
       return false;
-    if (!group->closed_)
-      collected.resize(result.total_bytes);
+    collect_bytes = result.tensors.front().wire_bytes;
     return true;
   }
   return std::equal(
@@ -34,8 +33,10 @@ void CallGroup::Slot::on_bytes(uint64_t stream_offset, ByteView bytes) {
       group->mutex_); // held while copying: close() must not return meanwhile
   if (group->closed_)
     return;
-  if (call.collect) {
-    std::memcpy(collected.data() + stream_offset, bytes.data(), bytes.size());
+  if (call.collect > 0) { // grows with what has come, not with what was promised
+    const uint64_t wanted = std::min<uint64_t>(bytes.size(), collect_bytes - collected.size());
+    if (stream_offset == collected.size())
+      collected.append(reinterpret_cast<const char*>(bytes.data()), wanted);
     return;
   }
   uint64_t start = 0;

@@ -18,7 +18,7 @@ struct GroupedCall {
   rpc::PeerId peer = 0;
   rpc::OutgoingCall call;
   std::vector<OutputTensor> outputs;
-  bool collect = false; // take any result, as text (Method::kInfo)
+  uint64_t collect = 0; // take any one tensor of up to this many bytes (Method::kInfo, kState)
 };
 
 // How long to wait: until every call ended, or until every token has k_min answers or cannot get
@@ -60,7 +60,8 @@ private:
     rpc::RequestId id{};
     rpc::Outcome outcome;
     std::string collected;
-    bool reported = false; // the waiter has an outcome
+    uint64_t collect_bytes = 0; // of the tensor that comes
+    bool reported = false;      // the waiter has an outcome
 
     bool on_result(const rpc::ResultMessage& result) override;
     void on_bytes(uint64_t stream_offset, ByteView bytes) override;

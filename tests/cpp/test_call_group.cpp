@@ -13,8 +13,8 @@ std::shared_ptr<CallGroup> group_of(size_t calls, std::vector<float>* out = null
   std::vector<GroupedCall> specs(calls);
   if (out != nullptr)
     for (size_t i = 0; i < calls; ++i)
-      specs[i].outputs = {{{DType::kFloat32, rpc::Codec::kRaw, {1}, 4},
-                           reinterpret_cast<std::byte*>(&(*out)[i])}};
+      specs[i].outputs = {
+          {{DType::kFloat32, rpc::Codec::kRaw, {1}, 4}, reinterpret_cast<std::byte*>(&(*out)[i])}};
   return std::make_shared<CallGroup>(std::move(specs));
 }
 
@@ -97,6 +97,21 @@ TEST(CallGroup, ResultsOfOtherShapesAreRefused) {
   EXPECT_FALSE(group->sink(0).on_result(result));
   result.tensors = {{DType::kFloat32, rpc::Codec::kRaw, {1}, 4}};
   EXPECT_TRUE(group->sink(0).on_result(result));
+}
+
+TEST(CallGroup, AnswersOfUnknownLengthAreCollectedUpToTheirLimit) {
+  std::vector<GroupedCall> specs(1);
+  specs[0].collect = 100;
+  CallGroup group(std::move(specs));
+  rpc::ResultMessage result;
+  result.tensors = {{DType::kUInt8, rpc::Codec::kRaw, {101}, 101}};
+  EXPECT_FALSE(group.sink(0).on_result(result));
+  result.tensors = {{DType::kUInt8, rpc::Codec::kRaw, {3}, 3}};
+  EXPECT_TRUE(group.sink(0).on_result(result));
+  EXPECT_EQ(group.collected(0).capacity(), std::string().capacity()); // a promise takes no memory
+  group.sink(0).on_bytes(0, as_bytes(std::string("ab")));
+  group.sink(0).on_bytes(2, as_bytes(std::string("c\0\0", 3))); // with padding
+  EXPECT_EQ(group.collected(0), "abc");
 }
 
 TEST(CallGroup, NothingIsWrittenOnceItIsClosed) {
