@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -32,10 +33,12 @@ class Scale(nn.Module):
         return x * self.weight
 
 
-def backend_of(module: nn.Module, cls: type[lib.ExpertBackend] = lib.ExpertBackend, **kwargs: object):
+def backend_of(
+    module: nn.Module, cls: type[lib.ExpertBackend] = lib.ExpertBackend, uid: str = "expert.0", **kwargs: object
+) -> lib.ExpertBackend:
     opt = torch.optim.SGD(module.parameters(), lr=1.0)
     schema = lib.BatchTensorProto(WIDTH)
-    return cls("expert.0", module, opt, args_schema=(schema,), outputs_schema=schema, **kwargs)
+    return cls(uid, module, opt, args_schema=(schema,), outputs_schema=schema, **kwargs)
 
 
 @contextmanager
@@ -307,3 +310,36 @@ def test_autocast_computes_in_bfloat16_and_answers_in_the_schemas_dtypes():
     torch.testing.assert_close(gradient, rows(1.0) @ weight, rtol=0.02, atol=0.02)
     with pytest.raises(errors.InvalidArgument, match=r"autocast_dtype.*got torch.float16 .*loss scaling"):
         lib.TesseractRuntime({"expert.0": backend_of(Scale())}, autocast_dtype=torch.float16)
+
+
+@pytest.mark.parametrize("device", [["cpu", "cpu"], {"expert.0": "cpu", "expert.1": "cpu"}])
+def test_devices_run_their_batches_side_by_side(device):
+    class Meets(Scale):
+        def forward(self, x: Tensor) -> Tensor:
+            if (x == 1.0).all():
+                both.wait(30.0)  # passes only if another batch runs at the same time
+            return super().forward(x)
+
+    two_lanes = isinstance(device, list)
+    both = threading.Barrier(2 if two_lanes else 1)
+    backends = {uid: backend_of(Meets(), uid=uid) for uid in ("expert.0", "expert.1")}
+    runtime = lib.TesseractRuntime(backends, device=device)
+    assert len(runtime.devices) == (2 if two_lanes else 1)
+    futures = [backend.get_pools()[0].submit_task(rows(1.0)) for backend in backends.values()]
+    runtime.start()
+    for future in futures:
+        assert torch.equal(future.result()[0], rows(1.0))
+    assert runtime.shutdown(30.0)
+
+
+@pytest.mark.parametrize(
+    ("device", "text"),
+    [
+        ([], "at least one device"),
+        ({"expert.1": "cpu"}, r"look at \['expert.0', 'expert.1'\]"),
+        ("sofa", "device: "),
+    ],
+)
+def test_devices_are_checked(device, text):
+    with pytest.raises(errors.InvalidArgument, match=text):
+        lib.TesseractRuntime({"expert.0": backend_of(Scale())}, device=device)

@@ -1,14 +1,17 @@
-// Where the network thread and the runtime thread meet: complete requests go in, contiguous batches
-// come out, results go back. The network thread never waits here for Python; the runtime thread
-// waits with the GIL released.
+// Where the network thread and the runtime threads meet: complete requests go in, contiguous
+// batches come out, results go back. The network thread never waits here for Python; a runtime
+// thread waits with the GIL released. Each device has a lane: pools, a queue over all of them, and
+// one runtime thread that takes its batches.
 #pragma once
 
 #include <array>
 #include <condition_variable>
 #include <mutex>
+#include <set>
 #include <unordered_map>
 
 #include "batching/task_pool.hpp"
+#include "batching/turns.hpp"
 
 namespace lah::batching {
 
@@ -48,8 +51,13 @@ public:
   void cancel(const rpc::CallKey& key) override;
   Result<std::string> describe(const std::string& uid) override;
 
-  // Runtime thread. kSlabTooSmall leaves the batch pending and its need in `slab_bytes_needed`.
-  Taken take(MutableByteView slab, Time deadline, Batch& batch, size_t& slab_bytes_needed);
+  // Any thread. What a request of priority 0 that comes now would wait, on the busiest device.
+  uint64_t wait_us() const;
+
+  // Runtime thread of this lane. kSlabTooSmall leaves the batch pending and its need in
+  // `slab_bytes_needed`.
+  Taken take(uint32_t lane, MutableByteView slab, Time deadline, Batch& batch,
+             size_t& slab_bytes_needed);
   // Both answer some requests of a batch, named by their index in it (none named: all that are
   // left); a batch ends with its last answer. `outputs` hold the rows of these requests only.
   using Requests = std::vector<uint32_t>;
@@ -74,14 +82,27 @@ private:
   struct Running {
     uint32_t pool = 0;
     Time started = 0;
+    Duration expected = 0; // from then on
     uint64_t rows = 0;
+    uint64_t wait_us = 0; // of a request that comes when this one is answered
     std::vector<rpc::IncomingCall> calls;
     std::vector<bool> answered; // of each call
     size_t left = 0;            // calls to answer
   };
 
-  std::optional<uint32_t> next_pool(Time now, Time& wake_at);
-  bool prepare(Time now, Time& wake_at, std::vector<rpc::CallKey>& expired);
+  struct Lane {
+    std::set<uint32_t> waiting; // pools with requests
+    Turns turns;
+    uint64_t pending = 0; // id of a batch that was chosen and not yet copied out; 0: none
+    bool woken = false;
+    std::condition_variable arrived;
+  };
+
+  std::optional<uint32_t> next_pool(const Lane& lane, Time now, Time& wake_at) const;
+  bool prepare(Lane& lane, Time now, Time& wake_at, std::vector<rpc::CallKey>& expired);
+  void left_queue(uint32_t pool, rpc::PeerId peer);
+  Duration wait(uint32_t lane, uint8_t priority, Time now) const;
+  std::optional<Error> refuse(const TaskPool& pool, const rpc::Call& call) const;
   std::vector<uint64_t> layout(const Running& running, size_t& bytes) const;
   void fill(const Running& running, const std::vector<uint64_t>& offsets,
             MutableByteView slab) const;
@@ -91,21 +112,20 @@ private:
                                                const std::vector<ByteView>& outputs,
                                                uint64_t first_row);
   bool may_lend_state();
+  void drop_late(const rpc::CallKey& key);
   void send_fail(const rpc::CallKey& key, const Error& error);
 
   const Clock& clock_;
   ByteAllocator& allocator_;
 
   mutable std::mutex mutex_;
-  std::condition_variable arrived_;
   std::deque<TaskPool> pools_;
+  std::deque<Lane> lanes_;
   std::array<std::unordered_map<std::string, uint32_t>, rpc::kMethods + 1> pools_by_uid_;
   std::unordered_map<std::string, std::string> descriptions_;
   std::map<uint64_t, Running> running_;
-  uint64_t pending_ = 0; // id of a batch that was chosen and not yet copied out; 0: none
   uint64_t next_id_ = 1;
   bool stopped_ = false;
-  bool woken_ = false;
   std::vector<std::weak_ptr<const void>> lent_states_; // of experts, on their way to callers
   Counters counters_;
 

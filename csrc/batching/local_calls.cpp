@@ -17,6 +17,7 @@ void LocalCalls::connect(ReplyPort* remote) {
 Result<uint64_t> LocalCalls::submit(rpc::Call header, const std::vector<ByteView>& tensors,
                                     Duration timeout) {
   header.total_bytes = rpc::stream_bytes(header.tensors);
+  header.deadline_ms = static_cast<uint64_t>(std::max<Duration>(timeout / kMillisecond, 1));
   const auto pool = batcher_.admit(header);
   if (!pool)
     return pool.error();

@@ -1,5 +1,8 @@
 #include "batching/task_pool.hpp"
 
+#include <queue>
+#include <tuple>
+
 namespace lah::batching {
 
 uint64_t TensorSpec::row_bytes() const {
@@ -56,53 +59,127 @@ Result<uint64_t> TaskPool::check(const rpc::Call& call) const {
   return rows;
 }
 
+void TaskPool::count(const rpc::IncomingCall& call, bool came) {
+  uint64_t& rows = rows_[call.header.priority];
+  rows = came ? rows + call_rows(call.header) : rows - call_rows(call.header);
+  if (rows == 0)
+    rows_.erase(call.header.priority);
+  size_ = came ? size_ + 1 : size_ - 1;
+}
+
 void TaskPool::push(rpc::IncomingCall call) {
-  rows_ += call_rows(call.header);
-  queue_.push_back(std::move(call));
+  count(call, true);
+  const Time place = call.arrived - call.header.priority * kAgeing;
+  lines_[call.key.peer].emplace(place, std::move(call));
 }
 
 bool TaskPool::remove(const rpc::CallKey& key) {
-  for (auto it = queue_.begin(); it != queue_.end(); ++it) {
-    if (it->key == key) {
-      rows_ -= call_rows(it->header);
-      queue_.erase(it);
-      return true;
-    }
-  }
-  return false;
+  const auto line = lines_.find(key.peer);
+  if (line == lines_.end())
+    return false;
+  const auto found = std::find_if(line->second.begin(), line->second.end(),
+                                  [&](const auto& waiting) { return waiting.second.key == key; });
+  if (found == line->second.end())
+    return false;
+  count(found->second, false);
+  line->second.erase(found);
+  if (line->second.empty())
+    lines_.erase(line);
+  return true;
 }
 
 Time TaskPool::ready_at() const {
-  if (queue_.empty())
+  if (empty())
     return kNever;
-  return rows_ >= spec_.min_batch_rows ? queue_.front().arrived
-                                       : queue_.front().arrived + spec_.min_batch_wait;
+  uint64_t rows = 0;
+  for (const auto& [priority, waiting] : rows_)
+    rows += waiting;
+  if (spec_.min_batch_wait == 0 || rows >= spec_.min_batch_rows)
+    return 0;
+  Time oldest = kNever; // few requests make no batch
+  for (const auto& [peer, line] : lines_)
+    for (const auto& [place, call] : line)
+      oldest = std::min(oldest, call.arrived);
+  return oldest + spec_.min_batch_wait;
 }
 
-std::vector<rpc::IncomingCall> TaskPool::take(Time now, std::vector<rpc::CallKey>& expired) {
+Time TaskPool::urgency(const Turns& turns) const {
+  Time urgency = kNever;
+  for (const auto& [peer, line] : lines_)
+    urgency = std::min(urgency, turns.urgency(line.begin()->second));
+  return urgency;
+}
+
+std::vector<rpc::IncomingCall> TaskPool::take(Time now, Turns& turns,
+                                              std::vector<rpc::CallKey>& expired) {
+  struct Next { // of one line
+    Time urgency;
+    Time arrived;
+    Line* line;
+    Line::iterator call;
+    bool operator>(const Next& other) const {
+      return std::tie(urgency, arrived) > std::tie(other.urgency, other.arrived);
+    }
+  };
+  std::priority_queue<Next, std::vector<Next>, std::greater<>> race;
+  const auto enter = [&](Line& line, Line::iterator call) {
+    if (call != line.end())
+      race.push({turns.urgency(call->second), call->second.arrived, &line, call});
+  };
+  for (auto& [peer, line] : lines_)
+    enter(line, line.begin());
   std::vector<rpc::IncomingCall> batch;
   uint64_t rows = 0;
-  while (!queue_.empty()) {
-    rpc::IncomingCall& call = queue_.front();
+  while (!race.empty()) {
+    const Next next = race.top();
+    race.pop();
+    rpc::IncomingCall& call = next.call->second;
     const uint64_t more = call_rows(call.header);
-    if (call.deadline <= now) {
+    const bool late = call.deadline <= now;
+    const bool other = !batch.empty() && call.header.training != batch.front().header.training;
+    if (!late && other) { // it waits for a batch of its mode
+      enter(*next.line, std::next(next.call));
+      continue;
+    }
+    if (!late && !batch.empty() && rows + more > spec_.max_batch_rows)
+      break;
+    count(call, false);
+    if (late) {
       expired.push_back(call.key);
     } else {
-      if (!batch.empty() && (rows + more > spec_.max_batch_rows ||
-                             call.header.training != batch.front().header.training))
-        break;
+      turns.charge(call, request_time(more));
       rows += more;
       batch.push_back(std::move(call));
     }
-    rows_ -= more;
-    queue_.pop_front();
+    enter(*next.line, next.line->erase(next.call));
   }
+  std::erase_if(lines_, [](const auto& line) { return line.second.empty(); });
   return batch;
 }
 
-std::deque<rpc::IncomingCall> TaskPool::drain() {
-  rows_ = 0;
-  return std::exchange(queue_, {});
+std::vector<rpc::CallKey> TaskPool::drain() {
+  std::vector<rpc::CallKey> keys;
+  for (const auto& [peer, line] : lines_)
+    for (const auto& [place, call] : line)
+      keys.push_back(call.key);
+  lines_.clear();
+  rows_.clear();
+  size_ = 0;
+  return keys;
+}
+
+Duration TaskPool::waiting_time(uint8_t priority) const {
+  uint64_t rows = 0;
+  for (auto it = rows_.lower_bound(priority); it != rows_.end(); ++it)
+    rows += it->second;
+  const uint64_t batches = (rows + spec_.max_batch_rows - 1) / spec_.max_batch_rows;
+  return service_time_.of(batches, rows);
+}
+
+Duration TaskPool::request_time(uint64_t rows) const {
+  const Duration full = service_time_.of(1, spec_.max_batch_rows);
+  return static_cast<Duration>(static_cast<double>(full) * static_cast<double>(rows) /
+                               static_cast<double>(spec_.max_batch_rows));
 }
 
 } // namespace lah::batching

@@ -1,9 +1,10 @@
 // The queue of one method of one expert. Not thread-safe: the Batcher holds the lock.
 #pragma once
 
-#include <deque>
+#include <map>
 
-#include "rpc/server.hpp"
+#include "batching/service_time.hpp"
+#include "batching/turns.hpp"
 
 namespace lah::batching {
 
@@ -26,6 +27,7 @@ struct PoolSpec {
   Duration min_batch_wait =
       0; // a smaller batch leaves after its oldest request has waited this long
   size_t queue_limit = Limits::kPoolQueue;
+  uint32_t lane = 0; // the device that runs its batches
 };
 
 class TaskPool {
@@ -38,21 +40,33 @@ public:
 
   void push(rpc::IncomingCall call);
   bool remove(const rpc::CallKey& key);
-  bool empty() const { return queue_.empty(); }
-  size_t size() const { return queue_.size(); }
+  bool empty() const { return lines_.empty(); }
+  size_t size() const { return size_; }
   // When the next batch may leave; kNever if nothing waits.
   Time ready_at() const;
-  uint8_t priority() const { return queue_.front().header.priority; }
-  Time oldest() const { return queue_.front().arrived; }
+  Time urgency(const Turns& turns) const; // of the next batch
 
-  // Takes requests of one mode, oldest first, up to max_batch_rows; expired ones go to `expired`.
-  std::vector<rpc::IncomingCall> take(Time now, std::vector<rpc::CallKey>& expired);
-  std::deque<rpc::IncomingCall> drain();
+  // Takes the most urgent requests of one mode, up to max_batch_rows, and charges their peers;
+  // those that have expired, and would be taken, go to `expired`.
+  std::vector<rpc::IncomingCall> take(Time now, Turns& turns, std::vector<rpc::CallKey>& expired);
+  std::vector<rpc::CallKey> drain();
+
+  // What it takes to run the waiting requests of this priority and above.
+  Duration waiting_time(uint8_t priority) const;
+  // The share of one request in its batch's time, if batches are full.
+  Duration request_time(uint64_t rows) const;
+  ServiceTime& service_time() { return service_time_; }
 
 private:
+  // The requests of one peer: by arrival, earlier by kAgeing for each level of priority.
+  using Line = std::multimap<Time, rpc::IncomingCall>;
+  void count(const rpc::IncomingCall& call, bool came);
+
   PoolSpec spec_;
-  std::deque<rpc::IncomingCall> queue_;
-  uint64_t rows_ = 0;
+  std::map<rpc::PeerId, Line> lines_;
+  size_t size_ = 0;
+  std::map<uint8_t, uint64_t> rows_; // waiting, by priority
+  ServiceTime service_time_;
 };
 
 // Of a call that passed check(); one without tensors (Method::kState) counts as one row.

@@ -86,13 +86,13 @@ public:
 
   // (batch id, pool, training, offsets, rows of each request), an int (the slab bytes needed), or
   // None on timeout. Raises StopIteration once stopped.
-  py::object take(uintptr_t slab, size_t slab_bytes, double timeout) {
+  py::object take(uint32_t lane, uintptr_t slab, size_t slab_bytes, double timeout) {
     batching::Batch batch;
     size_t needed = 0;
     batching::Taken taken = batching::Taken::kTimeout;
     {
       const GilRelease release;
-      taken = batcher().take({reinterpret_cast<std::byte*>(slab), slab_bytes},
+      taken = batcher().take(lane, {reinterpret_cast<std::byte*>(slab), slab_bytes},
                              clock_.now() + seconds(timeout), batch, needed);
     }
     if (taken == batching::Taken::kStopped)
@@ -195,7 +195,8 @@ private:
 uint32_t add_pool(ServerCore& self, std::string uid, int method,
                   const std::vector<TensorSpecTuple>& inputs,
                   const std::vector<TensorSpecTuple>& outputs, uint64_t max_batch_rows,
-                  uint64_t min_batch_rows, double min_batch_wait, size_t queue_limit) {
+                  uint64_t min_batch_rows, double min_batch_wait, size_t queue_limit,
+                  uint32_t lane) {
   batching::PoolSpec spec;
   spec.uid = std::move(uid);
   spec.method = static_cast<rpc::Method>(method);
@@ -205,6 +206,7 @@ uint32_t add_pool(ServerCore& self, std::string uid, int method,
   spec.min_batch_rows = min_batch_rows;
   spec.min_batch_wait = seconds(min_batch_wait);
   spec.queue_limit = queue_limit;
+  spec.lane = lane;
   return self.batcher().add_pool(std::move(spec));
 }
 
@@ -215,7 +217,7 @@ void bind_batching(py::module_& m) {
       .def(py::init<>())
       .def("add_pool", &add_pool, py::arg("uid"), py::arg("method"), py::arg("inputs"),
            py::arg("outputs"), py::arg("max_batch_rows"), py::arg("min_batch_rows"),
-           py::arg("min_batch_wait"), py::arg("queue_limit"))
+           py::arg("min_batch_wait"), py::arg("queue_limit"), py::arg("lane"))
       .def("set_description",
            [](ServerCore& self, const std::string& uid, std::string json) {
              self.batcher().set_description(uid, std::move(json));
@@ -227,6 +229,7 @@ void bind_batching(py::module_& m) {
       .def("take", &ServerCore::take)
       .def("submit", &ServerCore::submit)
       .def("wait", &ServerCore::wait)
+      .def("wait_us", [](ServerCore& self) { return self.batcher().wait_us(); })
       .def("finish", &ServerCore::finish)
       .def("fail", &ServerCore::fail)
       .def("stop",

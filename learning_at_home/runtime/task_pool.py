@@ -63,8 +63,8 @@ class TaskPool:
         self._core: Any = None
         self._method = 0
 
-    def register(self, core: Any, method: int) -> int:
-        """Add this pool to a `_core.ServerCore`; returns its index there."""
+    def register(self, core: Any, method: int, lane: int = 0) -> int:
+        """Add this pool to a lane (a device) of a `_core.ServerCore`; returns the pool's index there."""
         self._core, self._method = core, method
         return int(
             core.add_pool(
@@ -76,6 +76,7 @@ class TaskPool:
                 self.min_batch_size,
                 self.timeout,
                 self.queue_limit,
+                lane,
             )
         )
 

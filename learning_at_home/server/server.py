@@ -32,7 +32,7 @@ _PORT_TRIES = 20  # port 0: TCP picks one, whose UDP twin may be taken
 class TesseractServer:
     """Serves experts over ZeroMQ with CURVE encryption, and declares them in the network every `update_period`.
 
-    One process, one network thread, one runtime thread. Use it as ``with server:``, call
+    One process, one network thread, one runtime thread a device. Use it as ``with server:``, call
     ``start(block=False)``, or ``start()`` / ``start=True`` to serve until Ctrl-C: the first lets the running
     batch finish and returns, a second one ends the process at once. A server that still runs when the
     interpreter exits is shut down first.

@@ -58,7 +58,7 @@ struct StateTest : testing::Test {
     batcher.submit(std::move(call));
     Batch batch;
     size_t needed = 0;
-    ASSERT_EQ(batcher.take({}, clock.now(), batch, needed), Taken::kBatch);
+    ASSERT_EQ(batcher.take(0, {}, clock.now(), batch, needed), Taken::kBatch);
     EXPECT_EQ(batch.pool, state_pool);
     EXPECT_EQ(batch.rows, 1u);
     EXPECT_TRUE(batch.offsets.empty());
@@ -113,7 +113,7 @@ TEST_F(StateTest, WakingEndsOneWait) {
   Batch batch;
   size_t needed = 0;
   batcher.wake();
-  EXPECT_EQ(batcher.take({}, clock.now() + 3600 * kSecond, batch, needed), Taken::kTimeout);
+  EXPECT_EQ(batcher.take(0, {}, clock.now() + 3600 * kSecond, batch, needed), Taken::kTimeout);
 }
 
 } // namespace

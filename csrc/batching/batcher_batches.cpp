@@ -1,0 +1,196 @@
+// What the runtime threads do with batches.
+#include <chrono>
+
+#include "batching/batcher.hpp"
+
+namespace lah::batching {
+
+Taken Batcher::take(uint32_t lane_index, MutableByteView slab, Time deadline, Batch& batch,
+                    size_t& slab_bytes_needed) {
+  std::vector<rpc::CallKey> expired;
+  Taken taken = Taken::kTimeout;
+  Lane& lane = lanes_[lane_index]; // no lane is added once the runtime threads run
+  const Running* running = nullptr;
+  {
+    std::unique_lock lock(mutex_);
+    while (true) {
+      const Time now = clock_.now();
+      Time wake_at = deadline;
+      if (stopped_) {
+        taken = Taken::kStopped;
+        break;
+      }
+      if (lane.pending != 0 || prepare(lane, now, wake_at, expired)) {
+        running = &running_.at(lane.pending); // map nodes stay put; only this thread erases it
+        taken = Taken::kBatch;
+        break;
+      }
+      if (now >= deadline || !expired.empty() || std::exchange(lane.woken, false))
+        break;
+      lane.arrived.wait_for(lock, std::chrono::nanoseconds(wake_at - now));
+    }
+  }
+  for (const rpc::CallKey& key : expired)
+    send_fail(key, {ErrorCode::kDeadlineExceeded, "the deadline passed in the queue"});
+  if (taken != Taken::kBatch)
+    return taken;
+  batch = {
+      lane.pending, running->pool, running->rows, running->calls.front().header.training, {}, {}};
+  for (const rpc::IncomingCall& call : running->calls)
+    batch.request_rows.push_back(call_rows(call.header));
+  batch.offsets = layout(*running, slab_bytes_needed);
+  if (slab.size() < slab_bytes_needed)
+    return Taken::kSlabTooSmall;
+  fill(*running, batch.offsets, slab);
+  const std::lock_guard lock(mutex_);
+  Running& started = running_.at(lane.pending);
+  started.started = clock_.now();
+  for (rpc::IncomingCall& call : started.calls) { // the request's bytes are in the slab now
+    call.frame.reset();
+    call.buffer.reset();
+    call.bytes = {};
+  }
+  ++counters_.batches;
+  counters_.rows += started.rows;
+  lane.pending = 0;
+  return Taken::kBatch;
+}
+
+std::vector<uint64_t> Batcher::layout(const Running& running, size_t& bytes) const {
+  std::vector<uint64_t> offsets;
+  bytes = 0;
+  for (const TensorSpec& input : pools_[running.pool].spec().inputs) {
+    offsets.push_back(bytes);
+    bytes += align_up(input.row_bytes() * running.rows);
+  }
+  return offsets;
+}
+
+void Batcher::fill(const Running& running, const std::vector<uint64_t>& offsets,
+                   MutableByteView slab) const {
+  std::vector<uint64_t> written = offsets;
+  for (const rpc::IncomingCall& call : running.calls) {
+    size_t at = 0;
+    for (size_t i = 0; i < written.size(); ++i) {
+      const size_t size = call.header.tensors[i].wire_bytes;
+      if (size > 0)
+        std::memcpy(slab.data() + written[i], call.bytes.data() + at, size);
+      written[i] += size;
+      at += align_up(size);
+    }
+  }
+}
+
+// The requests that are to be answered, as a batch of their own.
+Batcher::Running Batcher::take_running(uint64_t batch_id, const Requests& requests) {
+  Running part;
+  const std::lock_guard lock(mutex_);
+  const auto found = running_.find(batch_id);
+  if (found == running_.end())
+    return part;
+  Running& running = found->second;
+  part.pool = running.pool;
+  part.started = running.started;
+  part.rows = running.rows;
+  const auto take = [&](size_t i) {
+    if (i >= running.calls.size() || running.answered[i])
+      return;
+    running.answered[i] = true;
+    --running.left;
+    part.calls.push_back(std::move(running.calls[i]));
+  };
+  for (uint32_t i : requests)
+    take(i);
+  for (size_t i = 0; requests.empty() && i < running.calls.size(); ++i)
+    take(i);
+  const Time now = clock_.now();
+  TaskPool& pool = pools_[running.pool];
+  if (running.left == 0) {
+    pool.service_time().add(running.rows, now - running.started);
+    running_.erase(found);
+  }
+  part.wait_us = static_cast<uint64_t>(wait(pool.spec().lane, 0, now) / kMicrosecond);
+  return part;
+}
+
+// A request of a few bytes is answered by a whole expert, which waits here for a slow reader.
+bool Batcher::may_lend_state() {
+  std::erase_if(lent_states_, [](const auto& state) { return state.expired(); });
+  return lent_states_.size() < Limits::kStatesLent;
+}
+
+void Batcher::finish(uint64_t batch_id, const Requests& requests,
+                     const std::vector<ByteView>& outputs) {
+  const Running running = take_running(batch_id, requests);
+  const Time now = clock_.now();
+  uint64_t first_row = 0;
+  for (const rpc::IncomingCall& call : running.calls) {
+    // A late backward call was applied all the same: its answer is kept for callers that repeat it.
+    if (call.deadline <= now && call.header.method != rpc::Method::kBackward) {
+      first_row += call_rows(call.header);
+      drop_late(call.key);
+      continue;
+    }
+    auto result = result_of(running, call, now, outputs, first_row);
+    first_row += call_rows(call.header);
+    if (!result) {
+      send_fail(call.key, {ErrorCode::kOverloaded, "out of memory for the result", "", 1000});
+      continue;
+    }
+    const std::lock_guard lock(port_mutex_);
+    if (port_ != nullptr)
+      port_->reply(call.key, std::move(*result));
+  }
+}
+
+void Batcher::drop_late(const rpc::CallKey& key) {
+  {
+    const std::lock_guard lock(mutex_);
+    ++counters_.expired;
+  }
+  send_fail(key, {ErrorCode::kDeadlineExceeded, "the deadline passed while its batch ran"});
+}
+
+// Nothing if there is no memory for it.
+std::optional<rpc::OutgoingResult> Batcher::result_of(const Running& running,
+                                                      const rpc::IncomingCall& call, Time now,
+                                                      const std::vector<ByteView>& outputs,
+                                                      uint64_t first_row) {
+  const std::vector<TensorSpec>& specs = pools_[running.pool].spec().outputs;
+  const bool state = call.header.method == rpc::Method::kState;
+  const uint64_t rows = state ? outputs.front().size() : call_rows(call.header);
+  rpc::OutgoingResult result;
+  result.header.queue_us = static_cast<uint64_t>((running.started - call.arrived) / kMicrosecond);
+  result.header.service_us = static_cast<uint64_t>((now - running.started) / kMicrosecond);
+  result.header.batch_rows = running.rows;
+  result.header.wait_us = running.wait_us;
+  for (const TensorSpec& spec : specs)
+    result.header.tensors.push_back(spec.meta(rows));
+  result.bytes = allocator_.allocate(rpc::stream_bytes(result.header.tensors));
+  if (!result.bytes)
+    return std::nullopt;
+  size_t at = 0;
+  for (size_t i = 0; i < specs.size(); ++i) {
+    const size_t size = rows * specs[i].row_bytes();
+    if (size > 0)
+      std::memcpy(result.bytes.get() + at, outputs[i].data() + first_row * specs[i].row_bytes(),
+                  size);
+    std::memset(result.bytes.get() + at + size, 0, align_up(size) - size);
+    at += align_up(size);
+  }
+  if (state) {
+    const std::lock_guard lock(mutex_);
+    lent_states_.emplace_back(result.bytes);
+  }
+  return result;
+}
+
+void Batcher::fail(uint64_t batch_id, const Requests& requests, const Error& error) {
+  const Running running = take_running(batch_id, requests);
+  for (const rpc::IncomingCall& call : running.calls)
+    send_fail(call.key, error);
+  const std::lock_guard lock(mutex_);
+  counters_.failed += running.calls.size();
+}
+
+} // namespace lah::batching

@@ -1,0 +1,76 @@
+"""One device of a server: its thread takes batches, and the memory they come in."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from learning_at_home.errors import CODES, ExpertError
+from learning_at_home.runtime.batch import BatchRunner, Part
+from learning_at_home.runtime.expert_backend import ExpertBackend
+from learning_at_home.runtime.task_pool import TaskPool
+from learning_at_home.schema import TensorProto
+
+logger = logging.getLogger(__name__)
+
+_TAKE_TIMEOUT = 1.0  # seconds between looks at whether to stop; stop() wakes the loop at once
+_FIRST_SLAB = 1 << 20  # bytes
+
+
+class Lane:
+    """Takes the batches of one device, one after the other.
+
+    Args:
+        core: the `_core.ServerCore` that hands out batches.
+        index: of this lane there.
+        device: where its experts compute.
+        pools: all pools of the core by their index, with their backend and whether they are for backward calls.
+    """
+
+    def __init__(self, core: Any, index: int, device: torch.device, pools: list[tuple[ExpertBackend, TaskPool, bool]]):
+        self._core, self._index, self._pools = core, index, pools
+        self.device = device
+        self._runner = BatchRunner(core)
+        self._slab = _slab(_FIRST_SLAB, device)
+
+    def main(self) -> None:
+        """Compute until the core is stopped."""
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        while True:
+            try:
+                taken = self._core.take(self._index, self._slab.data_ptr(), self._slab.numel(), _TAKE_TIMEOUT)
+            except StopIteration:
+                return
+            if isinstance(taken, int):  # a larger batch than ever before
+                self._slab = _slab(1 << (taken - 1).bit_length(), self.device)
+            elif taken is not None:
+                self._process(*taken)
+
+    def _process(self, batch: int, pool_index: int, training: bool, offsets: list[int], rows: list[int]) -> None:
+        backend, pool, backward = self._pools[pool_index]
+        try:
+            total = sum(rows)
+            inputs = [self._view(proto, total, offset) for proto, offset in zip(pool.inputs, offsets, strict=True)]
+            self._runner.run(backend, pool, backward, training, Part(batch, list(range(len(rows))), rows, inputs))
+        except Exception as error:  # e.g. no memory on the device for the inputs; the next batch may fit
+            logger.exception("expert '%s': a batch could not be run", backend.name)
+            self._core.fail(batch, [], CODES[ExpertError], f"{type(error).__name__}: {error}"[:500], "")
+
+    def _view(self, proto: TensorProto, rows: int, offset: int) -> Tensor:
+        shape = (rows, *proto.instance_size)
+        nbytes = proto.dtype.itemsize
+        for size in shape:
+            nbytes *= size
+        view = self._slab[offset : offset + nbytes].view(proto.dtype).view(shape)
+        return view if self.device.type == "cpu" else view.to(self.device, non_blocking=True)
+
+
+def _slab(nbytes: int, device: torch.device) -> Tensor:
+    # 64 bytes more than needed: the C++ side lays tensors out on 64-byte boundaries from an aligned start.
+    slab = torch.empty(nbytes + 64, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    skip = -slab.data_ptr() % 64
+    return slab[skip : skip + nbytes]
