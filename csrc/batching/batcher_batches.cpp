@@ -2,6 +2,7 @@
 #include <chrono>
 
 #include "batching/batcher.hpp"
+#include "rpc/coded_tensors.hpp"
 
 namespace lah::batching {
 
@@ -68,15 +69,17 @@ std::vector<uint64_t> Batcher::layout(const Running& running, size_t& bytes) con
 
 void Batcher::fill(const Running& running, const std::vector<uint64_t>& offsets,
                    MutableByteView slab) const {
+  const std::vector<TensorSpec>& inputs = pools_[running.pool].spec().inputs;
   std::vector<uint64_t> written = offsets;
   for (const rpc::IncomingCall& call : running.calls) {
     size_t at = 0;
     for (size_t i = 0; i < written.size(); ++i) {
-      const size_t size = call.header.tensors[i].wire_bytes;
-      if (size > 0)
-        std::memcpy(slab.data() + written[i], call.bytes.data() + at, size);
+      const rpc::TensorMeta& tensor = call.header.tensors[i];
+      const size_t size = call_rows(call.header) * inputs[i].row_bytes();
+      codecs::decode(tensor.codec, call.bytes.subspan(at, tensor.wire_bytes),
+                     slab.subspan(written[i], size)); // admit() has checked that the sizes fit
       written[i] += size;
-      at += align_up(size);
+      at += align_up(tensor.wire_bytes);
     }
   }
 }
@@ -165,18 +168,19 @@ std::optional<rpc::OutgoingResult> Batcher::result_of(const Running& running,
   result.header.batch_rows = running.rows;
   result.header.wait_us = running.wait_us;
   for (const TensorSpec& spec : specs)
-    result.header.tensors.push_back(spec.meta(rows));
+    result.header.tensors.push_back(rpc::with_codec(spec.meta(rows), call.header.result_codec));
   result.bytes = allocator_.allocate(rpc::stream_bytes(result.header.tensors));
   if (!result.bytes)
     return std::nullopt;
-  size_t at = 0;
+  std::byte* to = result.bytes.get();
   for (size_t i = 0; i < specs.size(); ++i) {
-    const size_t size = rows * specs[i].row_bytes();
-    if (size > 0)
-      std::memcpy(result.bytes.get() + at, outputs[i].data() + first_row * specs[i].row_bytes(),
-                  size);
-    std::memset(result.bytes.get() + at + size, 0, align_up(size) - size);
-    at += align_up(size);
+    const rpc::TensorMeta& tensor = result.header.tensors[i];
+    const uint64_t row_bytes = specs[i].row_bytes();
+    codecs::encode(tensor.codec, outputs[i].subspan(first_row * row_bytes, rows * row_bytes),
+                   {to, tensor.wire_bytes});
+    const size_t padded = align_up(tensor.wire_bytes);
+    std::memset(to + tensor.wire_bytes, 0, padded - tensor.wire_bytes);
+    to += padded;
   }
   if (state) {
     const std::lock_guard lock(mutex_);

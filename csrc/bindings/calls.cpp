@@ -2,9 +2,11 @@
 // let Ctrl-C through.
 #include <pybind11/stl.h>
 
+#include "batching/byte_pool.hpp"
 #include "bindings/core.hpp"
 #include "bindings/net_thread.hpp"
 #include "net/call_client.hpp"
+#include "rpc/coded_tensors.hpp"
 
 namespace py = pybind11;
 
@@ -12,6 +14,8 @@ namespace lah::bindings {
 namespace {
 
 constexpr Duration kSignalSlice = 50 * kMillisecond;
+constexpr Duration kPingTimeout = 10 * kSecond;
+constexpr size_t kKeptBytes = size_t{128} << 20; // memory for encoded tensors, between calls
 
 // Memory lent to ZeroMQ stays referenced by frames for a while, also after a timeout: keep the
 // tensors until not busy.
@@ -28,6 +32,8 @@ struct CallTuple {
   uint8_t priority;
   std::vector<TensorTuple> inputs;
   std::vector<TensorTuple> outputs;
+  std::vector<int> codecs; // of the inputs
+  int result_codec;
 };
 
 CallTuple call_from(const py::handle& item) {
@@ -38,7 +44,9 @@ CallTuple call_from(const py::handle& item) {
           tuple[3].cast<bool>(),
           tuple[4].cast<uint8_t>(),
           tuple[5].cast<std::vector<TensorTuple>>(),
-          tuple[6].cast<std::vector<TensorTuple>>()};
+          tuple[6].cast<std::vector<TensorTuple>>(),
+          tuple[7].cast<std::vector<int>>(),
+          tuple[8].cast<int>()};
 }
 
 net::GroupedCall grouped(const CallTuple& tuple, Time deadline, const Lease& lease) {
@@ -68,22 +76,47 @@ net::GroupedCall grouped(const CallTuple& tuple, Time deadline, const Lease& lea
   return grouped;
 }
 
+// The tensors' codecs, and room for results to arrive in theirs. True if something is to be
+// encoded.
+bool set_codecs(const CallTuple& tuple, ByteAllocator& allocator, rpc::OutgoingCall& call,
+                std::vector<net::OutputTensor>& outputs) {
+  bool lossy = false;
+  for (size_t i = 0; i < std::min(tuple.codecs.size(), call.header.tensors.size()); ++i) {
+    rpc::TensorMeta& tensor = call.header.tensors[i];
+    tensor = rpc::with_codec(std::move(tensor), static_cast<rpc::Codec>(tuple.codecs[i]));
+    lossy = lossy || tensor.codec != rpc::Codec::kRaw;
+  }
+  call.header.result_codec = static_cast<rpc::Codec>(tuple.result_codec);
+  for (net::OutputTensor& output : outputs) {
+    const rpc::TensorMeta coded = rpc::with_codec(output.expected, call.header.result_codec);
+    if (coded.codec == rpc::Codec::kRaw)
+      continue;
+    output.codec = coded.codec;
+    output.wire = allocator.allocate(coded.wire_bytes);
+    if (!output.wire)
+      throw std::bad_alloc();
+  }
+  return lossy;
+}
+
 py::tuple outcome_tuple(const net::CallGroup& group, size_t i) {
   const rpc::Outcome& outcome = group.outcome(i);
   return py::make_tuple(static_cast<int>(outcome.error.code), outcome.error.message,
                         py::bytes(outcome.error.detail), outcome.error.retry_after_ms,
                         outcome.queue_us, outcome.service_us, outcome.batch_rows,
-                        py::bytes(group.collected(i)));
+                        py::bytes(group.collected(i)), group.wire_bytes(i));
 }
 
 class ClientCore {
 public:
   ClientCore(NetThreadHandle& thread, const py::bytes& seed)
-      : owner_(getpid()), thread_(thread), client_(std::make_unique<net::CallClient>(
-                                               thread.get(), thread.zmq(), identity_from(seed))) {}
+      : owner_(getpid()), thread_(thread), bytes_(std::make_unique<batching::BytePool>(kKeptBytes)),
+        client_(
+            std::make_unique<net::CallClient>(thread.get(), thread.zmq(), identity_from(seed))) {}
   ~ClientCore() {
     if (getpid() != owner_) {
       leak(std::move(client_));
+      leak(std::move(bytes_));
       return;
     }
     const GilRelease release;
@@ -111,10 +144,17 @@ public:
                        k,
                        tokens,
                        row_offsets};
+    check_not_forked(owner_);
     Lease lease;
     std::vector<net::GroupedCall> specs;
-    for (const py::handle item : calls)
-      specs.push_back(grouped(call_from(item), deadline, lease));
+    bool lossy = false;
+    for (const py::handle item : calls) {
+      const CallTuple tuple = call_from(item);
+      net::GroupedCall& spec = specs.emplace_back(grouped(tuple, deadline, lease));
+      lossy |= set_codecs(tuple, *bytes_, spec.call, spec.outputs);
+    }
+    if (lossy)
+      encode(specs);
     auto group = std::make_shared<net::CallGroup>(std::move(specs));
     client().start(group);
     wait(*group, deadline, plan);
@@ -157,6 +197,25 @@ public:
     return static_cast<double>(*answer->round_trip) / 1e9;
   }
 
+  // In seconds, of the quickest ping that was answered, if one was; sends another, and does not
+  // wait.
+  std::optional<double> round_trip(rpc::PeerId peer) {
+    net::CallClient& calls = client();
+    calls.ping(peer, kPingTimeout,
+               [peer, trips = round_trips_](const Error& error, Duration round_trip) {
+                 const std::lock_guard at_answer(trips->mutex);
+                 if (error.code != ErrorCode::kNone)
+                   return;
+                 Duration& quickest = trips->quickest.try_emplace(peer, round_trip).first->second;
+                 quickest = std::min(quickest, round_trip);
+               });
+    const std::lock_guard lock(round_trips_->mutex);
+    const auto known = round_trips_->quickest.find(peer);
+    if (known == round_trips_->quickest.end())
+      return std::nullopt;
+    return static_cast<double>(known->second) / 1e9;
+  }
+
   std::vector<rpc::PeerId> down() { return client().down(); }
 
 private:
@@ -168,6 +227,13 @@ private:
   static void check_signals() {
     if (PyErr_CheckSignals() != 0)
       throw py::error_already_set();
+  }
+
+  void encode(std::vector<net::GroupedCall>& specs) {
+    const GilRelease release;
+    for (net::GroupedCall& spec : specs)
+      if (!rpc::encode_tensors(spec.call, *bytes_))
+        throw std::bad_alloc();
   }
 
   void wait(net::CallGroup& group, Time deadline, const net::WaitPlan& plan) {
@@ -198,10 +264,17 @@ private:
       client_->cancel(group.shared_from_this());
   }
 
+  struct RoundTrips {
+    std::mutex mutex;
+    std::map<rpc::PeerId, Duration> quickest;
+  };
+
   pid_t owner_;
   NetThreadHandle& thread_;
   net::SystemClock clock_;
+  std::unique_ptr<batching::BytePool> bytes_; // for what is encoded, and arrives so
   std::unique_ptr<net::CallClient> client_;
+  std::shared_ptr<RoundTrips> round_trips_ = std::make_shared<RoundTrips>();
 };
 
 } // namespace
@@ -217,6 +290,7 @@ void bind_calls(py::module_& m) {
            py::arg("k") = 1, py::arg("tokens") = 0,
            py::arg("row_offsets") = std::vector<uint64_t>{0})
       .def("ping", &ClientCore::ping, py::arg("peer"), py::arg("timeout"))
+      .def("round_trip", &ClientCore::round_trip, py::arg("peer"))
       .def("down", &ClientCore::down);
 }
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "rpc/coded_tensors.hpp"
+
 namespace lah::net {
 
 CallGroup::CallGroup(std::vector<GroupedCall> calls) {
@@ -10,6 +12,7 @@ CallGroup::CallGroup(std::vector<GroupedCall> calls) {
     auto slot = std::make_unique<Slot>();
     slot->group = this;
     slot->index = slots_.size();
+    slot->sent_bytes = rpc::stream_bytes(call.call.header.tensors);
     slot->call = std::move(call);
     slots_.push_back(std::move(slot));
   }
@@ -23,9 +26,15 @@ bool CallGroup::Slot::on_result(const rpc::ResultMessage& result) {
     collect_bytes = result.tensors.front().wire_bytes;
     return true;
   }
-  return std::equal(
-      result.tensors.begin(), result.tensors.end(), call.outputs.begin(), call.outputs.end(),
-      [](const rpc::TensorMeta& got, const OutputTensor& want) { return got == want.expected; });
+  const auto fits = [](const rpc::TensorMeta& got, const OutputTensor& want) {
+    return got == want.expected || got == rpc::with_codec(want.expected, want.codec);
+  };
+  if (!std::equal(result.tensors.begin(), result.tensors.end(), call.outputs.begin(),
+                  call.outputs.end(), fits))
+    return false;
+  arriving = result.tensors;
+  result_bytes = result.total_bytes;
+  return true;
 }
 
 void CallGroup::Slot::on_bytes(uint64_t stream_offset, ByteView bytes) {
@@ -40,14 +49,25 @@ void CallGroup::Slot::on_bytes(uint64_t stream_offset, ByteView bytes) {
     return;
   }
   uint64_t start = 0;
-  for (const OutputTensor& output : call.outputs) {
-    const uint64_t end = start + output.expected.wire_bytes;
+  for (size_t i = 0; i < arriving.size(); ++i) {
+    const OutputTensor& output = call.outputs[i];
+    std::byte* const into =
+        arriving[i].codec == rpc::Codec::kRaw ? output.address : output.wire.get();
+    const uint64_t end = start + arriving[i].wire_bytes;
     const uint64_t from = std::max(start, stream_offset);
     const uint64_t to = std::min(end, stream_offset + bytes.size());
     if (from < to)
-      std::memcpy(output.address + (from - start), bytes.data() + (from - stream_offset),
-                  to - from);
-    start += align_up(output.expected.wire_bytes);
+      std::memcpy(into + (from - start), bytes.data() + (from - stream_offset), to - from);
+    start += align_up(arriving[i].wire_bytes);
+  }
+}
+
+void CallGroup::Slot::decode_outputs() const {
+  for (size_t i = 0; i < arriving.size(); ++i) {
+    const OutputTensor& output = call.outputs[i];
+    if (arriving[i].codec != rpc::Codec::kRaw)
+      codecs::decode(arriving[i].codec, {output.wire.get(), arriving[i].wire_bytes},
+                     {output.address, output.expected.wire_bytes});
   }
 }
 
@@ -113,11 +133,17 @@ bool CallGroup::wait(const Clock& clock, Time until, const WaitPlan& plan) {
 }
 
 bool CallGroup::close(const Error& error) {
-  const std::lock_guard lock(mutex_);
-  closed_ = true;
-  const bool open = reported_ < slots_.size();
-  for (const auto& slot : slots_)
-    report(*slot, {error});
+  bool open = false;
+  {
+    const std::lock_guard lock(mutex_);
+    closed_ = true;
+    open = reported_ < slots_.size();
+    for (const auto& slot : slots_)
+      report(*slot, {error});
+  }
+  for (const auto& slot : slots_) // those that succeeded have ended: the network is done with them
+    if (slot->outcome.error.code == ErrorCode::kNone && !slot->call.collect)
+      slot->decode_outputs();
   return open;
 }
 

@@ -1,10 +1,12 @@
-// One or many expert calls that a caller waits for together. The network thread writes results
-// straight into the caller's memory; once close() has returned, it never writes another byte.
+// One or many expert calls that a caller waits for together. The network thread writes raw results
+// straight into the caller's memory, lossy ones into room beside it, which close() decodes. Once
+// close() has returned, nothing is written any more.
 #pragma once
 
 #include <condition_variable>
 #include <mutex>
 
+#include "base/shared_bytes.hpp"
 #include "rpc/client.hpp"
 
 namespace lah::net {
@@ -12,6 +14,8 @@ namespace lah::net {
 struct OutputTensor {
   rpc::TensorMeta expected;
   std::byte* address = nullptr;
+  rpc::Codec codec = rpc::Codec::kRaw; // that the result may have instead of kRaw
+  SharedBytes wire = {};               // room for it in that form
 };
 
 struct GroupedCall {
@@ -40,10 +44,13 @@ public:
   // Waiting thread.
   // True: nothing is left to wait for.
   bool wait(const Clock& clock, Time until, const WaitPlan& plan);
-  // No output is written any more; calls still open end with `error`. False if none was open.
+  // Completes the outputs of the calls that succeeded. No output is written any more; calls still
+  // open end with `error`. False if none was open.
   bool close(const Error& error);
   const rpc::Outcome& outcome(size_t i) const { return slots_[i]->outcome; }
   const std::string& collected(size_t i) const { return slots_[i]->collected; }
+  // Of the request and of its result, as they travelled.
+  uint64_t wire_bytes(size_t i) const { return slots_[i]->sent_bytes + slots_[i]->result_bytes; }
   size_t size() const { return slots_.size(); }
 
   // Network thread.
@@ -60,12 +67,16 @@ private:
     rpc::RequestId id{};
     rpc::Outcome outcome;
     std::string collected;
-    uint64_t collect_bytes = 0; // of the tensor that comes
-    bool reported = false;      // the waiter has an outcome
+    uint64_t collect_bytes = 0;            // of the tensor that comes
+    std::vector<rpc::TensorMeta> arriving; // the result's tensors
+    uint64_t sent_bytes = 0;
+    uint64_t result_bytes = 0;
+    bool reported = false; // the waiter has an outcome
 
     bool on_result(const rpc::ResultMessage& result) override;
     void on_bytes(uint64_t stream_offset, ByteView bytes) override;
     void on_done(const rpc::Outcome& outcome) override;
+    void decode_outputs() const;
   };
   void report(Slot& slot, const rpc::Outcome& outcome);
   void count_answers(const WaitPlan& plan);

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from learning_at_home import ops
 from learning_at_home.client.alive_experts import AliveExperts, AliveView
 from learning_at_home.client.balance import add_gradient_of, balance_loss
+from learning_at_home.client.codec import CodecArgument, CodecChoice
 from learning_at_home.client.gate_stats import GateStats
 from learning_at_home.client.grad_scale import GradScale, checked_grad_scale, scale_now
 from learning_at_home.client.remote_expert import RemoteExpert, check_inputs, checked_priority
@@ -58,6 +59,8 @@ class GatingFunction(nn.Module):
             updated.
         detect_anomalies: treat an expert whose outputs or input gradients hold NaN or infinity as one that failed
             (`NotFinite` in `last_stats.errors`), False by default.
+        codec: how float32 tensors travel: "raw" (default), "bf16", "fp16", "int8", or "auto" by the link's measured
+            speed; for each tensor by a sequence or a dict, see `client.codec.CodecChoice.parse`.
         num_workers, expert_padding: accepted for compatibility, without effect: there are no worker threads, and fewer
             experts alive than k_best need no padding.
 
@@ -85,6 +88,7 @@ class GatingFunction(nn.Module):
         priority: int = 0,
         grad_scale: GradScale = None,
         detect_anomalies: bool = False,
+        codec: CodecArgument = "raw",
     ):
         super().__init__()
         self.in_features, self.grid_size = int(in_features), tuple(int(size) for size in grid_size)
@@ -108,6 +112,7 @@ class GatingFunction(nn.Module):
         self.balance_weight, self.on_empty = balance_weight, on_empty
         self.priority, self.grad_scale = checked_priority(priority), checked_grad_scale(grad_scale)
         self.detect_anomalies = detect_anomalies
+        self.codec = CodecChoice.parse(codec)
         self.proj = nn.Linear(self.in_features, sum(self.grid_size))
         self.last_stats = GateStats()
         self._alive: AliveExperts | None = None
@@ -218,6 +223,7 @@ class GatingFunction(nn.Module):
             priority=self.priority,
             grad_scale=self.grad_scale,
             detect_anomalies=self.detect_anomalies,
+            codec=self.codec,
             forward=self.forward_waiting,
             backward=self.backward_waiting,
             stats=stats,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from learning_at_home import errors
+from learning_at_home.client.codec import CodecArgument, CodecChoice
 from learning_at_home.client.grad_scale import (
     GradScale,
     all_finite,
@@ -44,6 +45,8 @@ class RemoteExpert(nn.Module):
             it in each backward pass (`scaler.get_scale` of a `torch.amp.GradScaler`). The expert then learns from
             gradients divided by it, in float32, and yours come back multiplied. A gradient that is not finite is not
             sent: you get NaN, at which GradScaler skips its step.
+        codec: how float32 tensors travel: "raw" (default), "bf16", "fp16", "int8", or "auto" by the link's measured
+            speed; for each tensor by a sequence or a dict, see `client.codec.CodecChoice.parse`.
 
     Raises (from calls): a subclass of `errors.LearningAtHomeError` naming server, uid and phase.
     """
@@ -60,6 +63,7 @@ class RemoteExpert(nn.Module):
         backward_timeout: float = 30.0,
         priority: int = 0,
         grad_scale: GradScale = None,
+        codec: CodecArgument = "raw",
     ):
         super().__init__()
         self.uid, self.host, self.port = uid, host, port
@@ -67,6 +71,7 @@ class RemoteExpert(nn.Module):
         self.forward_timeout, self.backward_timeout = forward_timeout, backward_timeout
         self.priority = checked_priority(priority)
         self.grad_scale = checked_grad_scale(grad_scale)
+        self.codec = CodecChoice.parse(codec)
         self._transport: Transport | None = None
         self._address: ExpertAddress | None = None
 
@@ -167,7 +172,7 @@ class _RemoteCall(torch.autograd.Function):
         outputs = [proto.make_empty(rows) for proto in schema.outputs_flat]
         contiguous = [tensor.detach().contiguous() for tensor in inputs]
         if rows > 0:
-            call = ExpertCall(expert.address, FORWARD, contiguous, outputs, ctx.training, expert.priority)
+            call = _call(expert, FORWARD, contiguous, [], outputs, ctx.training)
             _run(expert, call, expert.forward_timeout)
         ctx.mark_non_differentiable(*[tensor for tensor in outputs if not tensor.is_floating_point()])
         return tuple(outputs)
@@ -183,7 +188,7 @@ class _RemoteCall(torch.autograd.Function):
             sent = output_grads(ctx.schema, grad_outputs, len(inputs[0]), scale)
             if expert.grad_scale is not None and not all_finite(sent):
                 return _input_grads(inputs, [torch.full_like(grad, math.nan) for grad in grads])
-            call = ExpertCall(expert.address, BACKWARD, [*inputs, *sent], grads, ctx.training, expert.priority)
+            call = _call(expert, BACKWARD, inputs, sent, grads, ctx.training)
             _run(expert, call, expert.backward_timeout)
             for grad in grads:
                 rescale_(grad, scale)
@@ -204,6 +209,21 @@ def output_grads(schema: ExpertSchema, grads: tuple[Tensor | None, ...], rows: i
         for proto, grad in zip(schema.outputs_flat, grads, strict=True)
         if proto.dtype.is_floating_point
     ]
+
+
+def _call(
+    expert: RemoteExpert, method: int, inputs: list[Tensor], sent: list[Tensor], outputs: list[Tensor], training: bool
+) -> ExpertCall:
+    return ExpertCall(
+        expert.address,
+        method,
+        [*inputs, *sent],
+        outputs,
+        training,
+        expert.priority,
+        codecs=expert.codec.of(len(inputs), len(sent)),
+        result_codec=expert.codec.results,
+    )
 
 
 def _run(expert: RemoteExpert, call: ExpertCall, timeout: float) -> None:

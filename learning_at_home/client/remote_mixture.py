@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from learning_at_home.client.codec import CodecChoice
 from learning_at_home.client.gate_stats import GateStats
 from learning_at_home.client.grad_scale import GradScale, all_finite, rescale_, scale_now
 from learning_at_home.client.remote_expert import output_grads
@@ -51,6 +52,7 @@ class RemotePlan:
     priority: int
     grad_scale: GradScale
     detect_anomalies: bool
+    codec: CodecChoice
     forward: Waiting
     backward: Waiting
     stats: GateStats
@@ -60,7 +62,17 @@ class RemotePlan:
         self, address: ExpertAddress, method: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
     ) -> ExpertCall:
         """One call of this plan."""
-        return ExpertCall(address, method, inputs, outputs, self.training, self.priority)
+        own = len(self.schema.inputs_flat)
+        return ExpertCall(
+            address,
+            method,
+            inputs,
+            outputs,
+            self.training,
+            self.priority,
+            codecs=self.codec.of(own, len(inputs) - own),
+            result_codec=self.codec.results,
+        )
 
     def run(
         self, experts: Sequence[tuple[ExpertAddress, int, int]], calls: list[ExpertCall], waiting: Waiting

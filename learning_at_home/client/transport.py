@@ -15,6 +15,7 @@ import torch
 
 from learning_at_home import errors
 from learning_at_home._net_thread import get_net_thread
+from learning_at_home.client.codec import AUTO, MEASURED_BYTES, LinkSpeed
 from learning_at_home.schema import DTYPE_CODES, ExpertSchema
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class ExpertCall:
     """One call. Inputs and outputs are contiguous CPU tensors; outputs are filled in place.
 
     priority: 0 to 255; a server computes higher ones first.
+    codecs: names of `client.codec` for the inputs in order, "raw" for those not named. result_codec: for the outputs.
     """
 
     address: ExpertAddress
@@ -51,6 +53,8 @@ class ExpertCall:
     outputs: Sequence[torch.Tensor]
     training: bool = True
     priority: int = 0
+    codecs: Sequence[str] = ()
+    result_codec: str = "raw"
 
     @property
     def context(self) -> str:
@@ -67,6 +71,7 @@ class CallOutcome:
     wait_time: what a request that came then would wait, as its server says.
     elapsed: from start to end, as seen here.
     retried: how often it was sent again. hedged: whether a replica was asked too.
+    wire_bytes: of the tensors of request and result, as they travelled.
     """
 
     error: errors.LearningAtHomeError | None
@@ -78,6 +83,7 @@ class CallOutcome:
     elapsed: float = 0.0
     retried: int = 0
     hedged: bool = False
+    wire_bytes: int = 0
 
     @property
     def ok(self) -> bool:
@@ -108,6 +114,7 @@ class Transport:
         self._core = _core.ClientCore(get_net_thread(), os.urandom(32))
         self._schemas: dict[tuple[int, str], ExpertSchema] = {}
         self._keys: dict[tuple[str, int], bytes] = {}
+        self._links: dict[int, LinkSpeed] = {}
         self._lent: list[tuple[Any, Any]] = []  # tensors that frames still point into
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Transport:
@@ -188,6 +195,8 @@ class Transport:
                 call.priority,
                 _specs(call.inputs),
                 _specs(call.outputs),
+                [self.link(call.address.peer).code(name) for name in call.codecs],
+                self.link(call.address.peer).code(call.result_codec),
             )
             for call in calls
         ]
@@ -204,7 +213,27 @@ class Transport:
         outcomes, lease = self._core.call_many(specs, timeout, *extra)
         if lease.busy:
             self._lent.append((lease, [call.inputs for call in calls]))
-        return [_outcome(call, raw) for call, raw in zip(calls, outcomes, strict=True)]
+        done = [_outcome(call, raw) for call, raw in zip(calls, outcomes, strict=True)]
+        if any(AUTO in (*call.codecs, call.result_codec) for call in calls):
+            self._measure(calls, done)
+        return done
+
+    def link(self, peer: int) -> LinkSpeed:
+        """What is known of the link to a server. It is measured by the calls that leave their codec to it ("auto")."""
+        return self._links.setdefault(peer, LinkSpeed())
+
+    def _measure(self, calls: Sequence[ExpertCall], outcomes: Sequence[CallOutcome]) -> None:
+        # Calls to one server share its link: all their bytes count, over the longest time that one of them travelled.
+        by_peer: dict[int, list[CallOutcome]] = {}
+        for call, outcome in zip(calls, outcomes, strict=True):
+            if outcome.ok:
+                by_peer.setdefault(call.address.peer, []).append(outcome)
+        for peer, done in by_peer.items():
+            nbytes = sum(outcome.wire_bytes for outcome in done)
+            round_trip = self._core.round_trip(peer) if nbytes >= MEASURED_BYTES else None
+            if round_trip is not None:
+                travelled = max(outcome.elapsed - outcome.queue_time - outcome.service_time for outcome in done)
+                self.link(peer).add(nbytes, travelled - round_trip)
 
     def ping(self, peer: int, timeout: float) -> float | None:
         """Round trip in seconds of a ping that the server's network thread answers; None if there was no answer."""
@@ -239,8 +268,8 @@ def _specs(tensors: Sequence[torch.Tensor]) -> list[tuple[int, int, tuple[int, .
 
 
 def _outcome(call: ExpertCall, raw: tuple[Any, ...]) -> CallOutcome:
-    code, message, detail, retry_after_ms, queue_us, service_us, batch_rows, description = raw
+    code, message, detail, retry_after_ms, queue_us, service_us, batch_rows, description, wire_bytes = raw
     error = None
     if code != errors.OK:
         error = errors.make_error(code, message, detail, retry_after_ms, call.context)
-    return CallOutcome(error, queue_us / 1e6, service_us / 1e6, batch_rows, description)
+    return CallOutcome(error, queue_us / 1e6, service_us / 1e6, batch_rows, description, wire_bytes=wire_bytes)

@@ -4,6 +4,7 @@
 
 #include "batching/batcher.hpp"
 #include "batching/byte_pool.hpp"
+#include "rpc/coded_tensors.hpp"
 
 namespace lah::batching {
 namespace {
@@ -142,6 +143,41 @@ TEST_F(BatchingTest, ResultsGoBackRowByRow) {
   EXPECT_EQ(value(1, 0), 8.0f);
   EXPECT_EQ(answers.list[0].result->header.tensors[0].shape, (std::vector<uint64_t>{2, 4}));
   EXPECT_EQ(answers.list[0].result->header.batch_rows, 3u);
+}
+
+TEST_F(BatchingTest, RequestsAndResultsTravelInTheCodecsOfTheirCalls) {
+  rpc::IncomingCall call;
+  call.header = header("a", 2);
+  call.header.tensors[0] = rpc::with_codec(call.header.tensors[0], rpc::Codec::kFloat16);
+  call.header.result_codec = rpc::Codec::kBFloat16;
+  call.pool = *batcher.admit(call.header);
+  call.key = {1, {9}};
+  call.deadline = clock.now_ + kSecond;
+  call.buffer = bytes.allocate(128);
+  call.bytes = {call.buffer.get(), 128};
+  const std::array<float, 8> x{0.5f, 1, 2, 3, 4, 5, 6, 7};
+  const std::array<int64_t, 2> ids{3, 4};
+  MutableByteView stream(call.buffer.get(), 128);
+  ASSERT_TRUE(codecs::encode(rpc::Codec::kFloat16, std::as_bytes(std::span(x)), stream.first(16)));
+  std::memcpy(stream.data() + 64, ids.data(), sizeof(ids));
+  batcher.submit(std::move(call));
+  submit("a", 1, 8);
+  Batch batch;
+  ASSERT_EQ(take(batch), Taken::kBatch);
+  const auto* floats = reinterpret_cast<const float*>(slab.data() + batch.offsets[0]);
+  EXPECT_EQ(std::vector<float>(floats, floats + 8), std::vector<float>(x.begin(), x.end()));
+  EXPECT_EQ(floats[8], 8.0f); // the row of the second request
+  EXPECT_EQ(reinterpret_cast<const int64_t*>(slab.data() + batch.offsets[1])[1], 4);
+  batcher.finish(batch.id, {}, {ByteView(slab).subspan(batch.offsets[0], 48)});
+  ASSERT_EQ(answers.list.size(), 2u);
+  const rpc::OutgoingResult& lossy = *answers.list[0].result;
+  EXPECT_EQ(lossy.header.tensors[0].codec, rpc::Codec::kBFloat16);
+  EXPECT_EQ(lossy.header.tensors[0].wire_bytes, 16u);
+  std::array<float, 8> back{};
+  ASSERT_TRUE(codecs::decode(rpc::Codec::kBFloat16, {lossy.bytes.get(), 16},
+                             std::as_writable_bytes(std::span(back))));
+  EXPECT_EQ(back, x);
+  EXPECT_EQ(answers.list[1].result->header.tensors[0].codec, rpc::Codec::kRaw);
 }
 
 TEST_F(BatchingTest, BatchesNeverExceedTheirLimit) { // the original overshoots by one request

@@ -5,6 +5,7 @@
 
 #include "net/call_group.hpp"
 #include "net/system.hpp"
+#include "rpc/coded_tensors.hpp"
 
 namespace lah::net {
 namespace {
@@ -114,9 +115,79 @@ TEST(CallGroup, AnswersOfUnknownLengthAreCollectedUpToTheirLimit) {
   EXPECT_EQ(group.collected(0), "abc");
 }
 
+// A call with one output of `count` floats that may arrive in a codec.
+struct CodedOutput {
+  CodedOutput(size_t count, rpc::Codec codec) : out(count, -1.0f) {
+    GroupedCall call;
+    OutputTensor& output = call.outputs.emplace_back();
+    output.expected = {DType::kFloat32, rpc::Codec::kRaw, {count}, 4 * count};
+    output.address = reinterpret_cast<std::byte*>(out.data());
+    output.codec = codec;
+    const uint64_t room = rpc::with_codec(output.expected, codec).wire_bytes;
+    output.wire = std::make_shared<std::byte[]>(room);
+    std::vector<GroupedCall> calls;
+    calls.push_back(std::move(call));
+    group = std::make_shared<CallGroup>(std::move(calls));
+  }
+  rpc::ResultMessage result(rpc::Codec codec) const {
+    rpc::ResultMessage result;
+    const rpc::TensorMeta raw{DType::kFloat32, rpc::Codec::kRaw, {out.size()}, 4 * out.size()};
+    result.tensors = {rpc::with_codec(raw, codec)};
+    result.total_bytes = rpc::stream_bytes(result.tensors);
+    return result;
+  }
+  // The stream of a result of these values.
+  static Buffer stream(rpc::Codec codec, const std::vector<float>& values) {
+    Buffer wire(codecs::codec_bytes(codec, DType::kFloat32, values.size()));
+    codecs::encode(codec, std::as_bytes(std::span(values)), wire);
+    wire.resize(align_up(wire.size()));
+    return wire;
+  }
+  std::vector<float> out;
+  std::shared_ptr<CallGroup> group;
+};
+
+TEST(CallGroup, LossyResultsAreDecodedWhenItIsClosed) {
+  CodedOutput call(300, rpc::Codec::kInt8Block);
+  std::vector<float> values(300);
+  for (size_t i = 0; i < values.size(); ++i)
+    values[i] = static_cast<float>(i) / 100;
+  const Buffer stream = CodedOutput::stream(rpc::Codec::kInt8Block, values);
+  ASSERT_TRUE(call.group->sink(0).on_result(call.result(rpc::Codec::kInt8Block)));
+  call.group->sink(0).on_bytes(0, ByteView(stream).first(100));
+  call.group->sink(0).on_bytes(100, ByteView(stream).subspan(100));
+  call.group->sink(0).on_done(kOk);
+  EXPECT_EQ(call.out[7], -1.0f);
+  EXPECT_FALSE(call.group->close({ErrorCode::kCancelled, "enough"}));
+  for (size_t i = 0; i < values.size(); ++i)
+    EXPECT_NEAR(call.out[i], values[i], values.back() / 252);
+  EXPECT_EQ(call.group->wire_bytes(0), stream.size());
+}
+
+TEST(CallGroup, LossyResultsOfFailedCallsAreNotDecoded) {
+  CodedOutput call(8, rpc::Codec::kBFloat16);
+  ASSERT_TRUE(call.group->sink(0).on_result(call.result(rpc::Codec::kBFloat16)));
+  call.group->sink(0).on_bytes(0, CodedOutput::stream(rpc::Codec::kBFloat16, std::vector(8, 2.0f)));
+  call.group->sink(0).on_done(kFailed);
+  call.group->close({ErrorCode::kCancelled, "enough"});
+  EXPECT_EQ(call.out, std::vector(8, -1.0f));
+}
+
+TEST(CallGroup, ResultsMayBeRawButInNoCodecThatWasNotAskedFor) {
+  CodedOutput call(8, rpc::Codec::kBFloat16);
+  EXPECT_FALSE(call.group->sink(0).on_result(call.result(rpc::Codec::kInt8Block)));
+  EXPECT_FALSE(call.group->sink(0).on_result(call.result(rpc::Codec::kFloat16)));
+  ASSERT_TRUE(call.group->sink(0).on_result(call.result(rpc::Codec::kRaw)));
+  call.group->sink(0).on_bytes(0, CodedOutput::stream(rpc::Codec::kRaw, std::vector(8, 2.0f)));
+  EXPECT_EQ(call.out, std::vector(8, 2.0f));
+}
+
 TEST(CallGroup, NothingIsWrittenOnceItIsClosed) {
   std::vector<float> out(1, -1.0f);
   const auto group = group_of(1, &out);
+  rpc::ResultMessage result;
+  result.tensors = {{DType::kFloat32, rpc::Codec::kRaw, {1}, 4}};
+  ASSERT_TRUE(group->sink(0).on_result(result));
   const std::array<float, 16> stream{5.0f};
   std::atomic<bool> closed{false};
   std::thread network([&] {

@@ -5,7 +5,9 @@
 #include <limits>
 #include <random>
 
+#include "batching/byte_pool.hpp"
 #include "codecs/codec.hpp"
+#include "rpc/coded_tensors.hpp"
 
 namespace lah::codecs {
 namespace {
@@ -233,6 +235,46 @@ TEST(Codec, Int8TakesNearlyTheWholeRangeOfFloats) {
     EXPECT_NEAR(y[1] / large, -1, 0.005);
     EXPECT_NEAR(y[2] / large, 0.5, 0.005);
   }
+}
+
+TEST(CodedTensors, OnlyTheLossyTensorsOfACallAreEncodedAndKept) {
+  batching::BytePool pool(1 << 20);
+  const Floats x = Numbers(kSeed).some(100, -3, 3);
+  const std::vector<int64_t> ids(50, 7);
+  auto lent = std::make_shared<int>(0);
+  rpc::OutgoingCall call;
+  call.keep = lent;
+  call.tensors = {std::as_bytes(std::span(x)), std::as_bytes(std::span(ids)),
+                  std::as_bytes(std::span(x))};
+  const rpc::TensorMeta floats{DType::kFloat32, Codec::kRaw, {100}, 400};
+  const rpc::TensorMeta integers{DType::kInt64, Codec::kRaw, {50}, 400};
+  call.header.tensors = {rpc::with_codec(floats, Codec::kInt8Block),
+                         rpc::with_codec(integers, Codec::kInt8Block),
+                         rpc::with_codec(floats, Codec::kBFloat16)};
+  EXPECT_EQ(call.header.tensors[1], integers);
+  ASSERT_TRUE(rpc::encode_tensors(call, pool));
+  const auto bytes_of = [&](size_t i) {
+    return Buffer(call.tensors[i].begin(), call.tensors[i].end());
+  };
+  EXPECT_EQ(bytes_of(0), encoded(Codec::kInt8Block, x));
+  EXPECT_EQ(call.tensors[1].data(), std::as_bytes(std::span(ids)).data());
+  EXPECT_EQ(bytes_of(2), encoded(Codec::kBFloat16, x));
+  EXPECT_EQ(lent.use_count(), 2); // the tensor that is lent is still needed
+  call.keep.reset();
+  EXPECT_EQ(lent.use_count(), 1);
+}
+
+TEST(CodedTensors, CallsWithoutMemoryForTheirTensorsSaySo) {
+  struct Nothing final : ByteAllocator {
+    SharedBytes allocate(size_t) override { return nullptr; }
+  } nothing;
+  const Floats x(4, 1.0f);
+  rpc::OutgoingCall call;
+  call.tensors = {std::as_bytes(std::span(x))};
+  call.header.tensors = {{DType::kFloat32, Codec::kRaw, {4}, 16}};
+  EXPECT_TRUE(rpc::encode_tensors(call, nothing)); // nothing to encode
+  call.header.tensors[0] = rpc::with_codec(call.header.tensors[0], Codec::kFloat16);
+  EXPECT_FALSE(rpc::encode_tensors(call, nothing));
 }
 
 } // namespace
