@@ -258,7 +258,7 @@ class GatingFunction(nn.Module):
         if schema is None:
             return flat[:1]
         args, kwargs = nested_pack(flat, (args, kwargs))
-        return check_inputs(f"{self.uid_prefix}.*", schema, args, kwargs)
+        return check_inputs(f"forward of experts '{self.uid_prefix}.*'", schema, args, kwargs)
 
     def _handle_empty(self, plan: RemotePlan) -> None:
         answered = torch.zeros(plan.tokens, dtype=torch.bool)

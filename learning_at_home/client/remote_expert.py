@@ -86,7 +86,10 @@ class RemoteExpert(nn.Module):
     def address(self) -> ExpertAddress:
         """The expert's connection. Name and key are asked for again when the server is down: it may have moved."""
         if self._address is None or self._address.peer in self.transport.down():
-            peer = self.transport.connect(self.host, self.port, self.key, self.insecure)
+            try:
+                peer = self.transport.connect(self.host, self.port, self.key, self.insecure)
+            except errors.LearningAtHomeError as error:
+                raise type(error)(f"connecting to expert '{self.uid}': {error}") from error
             self._address = ExpertAddress(self.uid, peer, f"server {self.host}:{self.port}")
         return self._address
 
@@ -114,7 +117,7 @@ class RemoteExpert(nn.Module):
             DeadlineExceeded, PeerUnreachable, ExpertNotFound, Overloaded, ...
         """
         schema = self.schema
-        inputs = check_inputs(self.uid, schema, args, kwargs)
+        inputs = check_inputs(f"forward of expert '{self.uid}' on {self.address.server}", schema, args, kwargs)
         device = inputs[0].device
         dummy = torch.empty(0, requires_grad=True)  # keeps the node in the graph whatever the inputs need
         outputs = _RemoteCall.apply(dummy, self, schema, *[tensor.cpu() for tensor in inputs])
@@ -138,27 +141,27 @@ def checked_priority(priority: int) -> int:
     return priority
 
 
-def check_inputs(uid: str, schema: ExpertSchema, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """Return the flat inputs in the schema's order and dtype, or raise SchemaMismatch saying what differs."""
+def check_inputs(context: str, schema: ExpertSchema, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """Return the flat inputs in the schema's order and dtype, or raise SchemaMismatch saying where and what differs."""
     if not nested_compare(schema.args, args) or not nested_compare(schema.kwargs, kwargs):
         raise errors.SchemaMismatch(
-            f"expert '{uid}': expected arguments {_shown(schema.args)} and keywords {_shown(schema.kwargs)}, "
+            f"{context}: expected arguments {_shown(schema.args)} and keywords {_shown(schema.kwargs)}, "
             f"got {_shown(args)} and {_shown(kwargs)}"
         )
     protos = schema.inputs_flat
     inputs: list[Tensor] = []
     for i, (proto, given) in enumerate(zip(protos, [*nested_flatten(args), *nested_flatten(kwargs)], strict=True)):
         if not isinstance(given, Tensor):
-            raise errors.SchemaMismatch(f"expert '{uid}': input {i}: expected a tensor, got {type(given).__name__}")
+            raise errors.SchemaMismatch(f"{context}: input {i}: expected a tensor, got {type(given).__name__}")
         autocast = torch.is_autocast_enabled(given.device.type) and given.is_floating_point()
         tensor = given.to(proto.dtype) if autocast else given
         inputs.append(tensor)
         if not proto.fits(tensor):
             got = BatchTensorProto.from_tensor(tensor) if tensor.dim() else tensor.dtype
-            raise errors.SchemaMismatch(f"expert '{uid}': input {i}: expected {proto}, got {got}")
+            raise errors.SchemaMismatch(f"{context}: input {i}: expected {proto}, got {got}")
         if len(tensor) != len(inputs[0]):
             raise errors.SchemaMismatch(
-                f"expert '{uid}': input {i}: expected {len(inputs[0])} rows as in input 0, got {len(tensor)}"
+                f"{context}: input {i}: expected {len(inputs[0])} rows as in input 0, got {len(tensor)}"
             )
     return inputs
 

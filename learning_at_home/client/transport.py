@@ -170,13 +170,14 @@ class Transport:
         """Ask a server once what an expert takes and gives. Raises the typed error of the call."""
         known = self._schemas.get((address.peer, address.uid))
         if known is None:
-            (outcome,) = self.call_many([ExpertCall(address, INFO, (), ())], timeout)
+            call = ExpertCall(address, INFO, (), ())
+            (outcome,) = self.call_many([call], timeout)
             if outcome.error is not None:
                 raise outcome.error
             try:
                 known = ExpertSchema.from_json(outcome.description.rstrip(b"\0"))
             except ValueError as error:
-                raise errors.ProtocolError(f"expert '{address.uid}' on {address.server}: {error}") from error
+                raise errors.ProtocolError(f"{call.context}: {error}") from error
             self._schemas[address.peer, address.uid] = known
         return known
 
