@@ -16,6 +16,7 @@ class CallStats:
     queue_time, service_time, batch_rows: of the batch in which the server computed it.
     wait_time: how long another request would have waited there then.
     elapsed: from start to end, as the trainer saw it.
+    wire_bytes: of the tensors of request and result, as they travelled.
     """
 
     uid: str
@@ -29,6 +30,7 @@ class CallStats:
     wait_time: float
     retried: int
     hedged: bool
+    wire_bytes: int
 
     def __str__(self) -> str:
         if self.error is not None:
@@ -125,6 +127,11 @@ class GateStats:
         return text + "".join(f", {count} {name}" for name, count in counts.items() if count)
 
     @property
+    def wire_bytes(self) -> int:
+        """Bytes of tensors that travelled, both ways."""
+        return sum(call.wire_bytes for call in self._all)
+
+    @property
     def _all(self) -> list[CallStats]:
         return [*self.forward.values(), *self.backward.values()]
 
@@ -146,4 +153,5 @@ def _stats(call: ExpertCall, outcome: CallOutcome) -> CallStats:
         wait_time=outcome.wait_time,
         retried=outcome.retried,
         hedged=outcome.hedged,
+        wire_bytes=outcome.wire_bytes,
     )
