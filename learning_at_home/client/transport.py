@@ -231,10 +231,14 @@ class Transport:
                 by_peer.setdefault(call.address.peer, []).append(outcome)
         for peer, done in by_peer.items():
             nbytes = sum(outcome.wire_bytes for outcome in done)
-            round_trip = self._core.round_trip(peer) if nbytes >= MEASURED_BYTES else None
+            round_trip = self.round_trip(peer) if nbytes >= MEASURED_BYTES else None
             if round_trip is not None:
                 travelled = max(outcome.elapsed - outcome.queue_time - outcome.service_time for outcome in done)
                 self.link(peer).add(nbytes, travelled - round_trip)
+
+    def round_trip(self, peer: int) -> float | None:
+        """Seconds of the quickest ping so far, None before the first answer. Sends another one, and does not wait."""
+        return self._core.round_trip(peer)
 
     def ping(self, peer: int, timeout: float) -> float | None:
         """Round trip in seconds of a ping that the server's network thread answers; None if there was no answer."""
