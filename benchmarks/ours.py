@@ -15,6 +15,7 @@ class Ours:
         self.expert: Any = None
         self.gate: Any = None
         self.server: Any = None
+        self.coded: dict[str, Any] = {}  # the first expert once for each codec
 
     def serve(
         self,
@@ -116,6 +117,42 @@ class Ours:
         tensor = 4 * rows * self.hidden * threads * count
         # Forward sends x; backward sends x and its gradient, and each gets one tensor back.
         return {"seconds": time.perf_counter() - begun, "sent": 3 * tensor, "received": 2 * tensor}
+
+    def codec_calls(self, codec: str, count: int, rows: int) -> list[float]:
+        """Forward calls whose tensors travel in a codec, one after the other."""
+        import torch
+
+        import learning_at_home as lib
+
+        if codec not in self.coded:
+            port, insecure = self.address["port"], self.address["insecure"]
+            self.coded[codec] = lib.RemoteExpert(self.address["uid"], port=port, insecure=insecure, codec=codec)
+        x = torch.randn(rows, self.hidden)
+        times = []
+        with torch.no_grad():
+            for _ in range(count):
+                begun = time.perf_counter()
+                y = self.coded[codec](x)
+                times.append(time.perf_counter() - begun)
+        torch.testing.assert_close(y, x, rtol=0.01, atol=0.1)
+        return times
+
+    def codec_times(self, codec: str, count: int, rows: int) -> list[tuple[float, float]]:
+        """Seconds to encode and to decode a tensor, on one core."""
+        import torch
+
+        from learning_at_home import _core
+        from learning_at_home.client.codec import CODES, encode
+
+        x, code = torch.randn(rows, self.hidden), CODES[codec]
+        wire, times = encode(codec, x), []
+        for _ in range(count):
+            begun = time.perf_counter()
+            _core.encode(code, x.data_ptr(), x.numel(), wire.data_ptr())
+            encoded = time.perf_counter()
+            _core.decode(code, wire.data_ptr(), x.numel(), x.data_ptr())
+            times.append((encoded - begun, time.perf_counter() - encoded))
+        return times
 
     def pings(self, count: int) -> list[float]:
         """Round trips of a ping that the server's network thread answers."""

@@ -23,6 +23,7 @@ SECONDS = 200
     [
         ("calls.nop_call", {"1 KiB nop call, p50", "transport ping, p99"}),
         ("calls.transfer", {"16 MiB forward, encrypted", "16 MiB forward, insecure"}),
+        ("calls.codecs", {"16 MiB encode, int8", "16 MiB decode, bf16", "16 MiB forward, fp16"}),
         ("moe.dmoe_step", {"step, B=256", "step, B=2048", "expert calls a step, B=2048"}),
         ("server.footprint", {"processes", "threads", "threads without torch's", "from construction to ready"}),
     ],
@@ -52,6 +53,7 @@ def test_quick_benchmark_measures_and_writes_rows(module: str, names: set[str], 
 
 def test_all_finds_every_benchmark() -> None:
     assert {
+        "benchmarks.calls.codecs",
         "benchmarks.calls.nop_call",
         "benchmarks.calls.transfer",
         "benchmarks.calls.wan",

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 
 import learning_at_home as lib
 from learning_at_home import errors
-from learning_at_home.client.codec import AUTO_LEVELS, AUTO_MARGIN, MEASURED_BYTES, CodecChoice, LinkSpeed
+from learning_at_home.client.codec import (
+    AUTO_LEVELS,
+    AUTO_MARGIN,
+    MEASURED_BYTES,
+    CodecChoice,
+    LinkSpeed,
+    decode,
+    encode,
+)
 from learning_at_home.client.transport import FORWARD, CallOutcome, ExpertCall
 
 LOSSY = ["bf16", "fp16", "int8"]
@@ -82,6 +90,26 @@ def blocks():
 def passing():
     with swarm(["expert.0"], make_expert=Passing, make_backend=passing_backend) as running:
         yield running
+
+
+@pytest.mark.parametrize("codec", ["raw", *LOSSY])
+@pytest.mark.parametrize("magnitude", [1e-12, 1e-3, 1.0, 1e4])
+def test_native_codecs_are_those_of_torch(codec, magnitude):
+    for size in ((0,), (1,), (64,), (65, 3)):
+        x = torch.randn(size) * magnitude
+        wire = encode(codec, x)
+        assert torch.equal(decode(codec, wire, size), coded(codec, x))
+
+
+def test_native_codecs_take_only_what_fits():
+    with pytest.raises(errors.InvalidArgument, match="codec"):
+        encode("auto", torch.ones(3))
+    with pytest.raises(errors.InvalidArgument, match="tensor: expected a contiguous float32"):
+        encode("bf16", torch.ones(4, 4).T[1:])
+    with pytest.raises(errors.InvalidArgument, match="tensor: expected a contiguous float32"):
+        encode("bf16", torch.ones(3, dtype=torch.int64))
+    with pytest.raises(errors.InvalidArgument, match=r"wire: expected the uint8 bytes of float32\[4\] as bf16, got 6"):
+        decode("bf16", encode("bf16", torch.ones(3)), (4,))
 
 
 @pytest.mark.parametrize("codec", ["raw", *LOSSY])

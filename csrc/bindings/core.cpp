@@ -76,4 +76,5 @@ PYBIND11_MODULE(_core, m) {
   lah::bindings::bind_hello(m);
   lah::bindings::bind_calls(m);
   lah::bindings::bind_batching(m);
+  lah::bindings::bind_codecs(m);
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from learning_at_home.errors import InvalidArgument
 
 # Codes of csrc/codecs/codec.hpp, which documents the error bound of each.
@@ -101,6 +103,37 @@ class LinkSpeed:
     def code(self, name: str) -> int:
         """The code of a codec on this link."""
         return CODES[self.codec if name == AUTO else name]
+
+
+def encode(codec: str, tensor: torch.Tensor) -> torch.Tensor:
+    """The bytes, uint8 [n], as which a contiguous float32 CPU tensor travels."""
+    from learning_at_home import _core
+
+    if tensor.dtype != torch.float32 or tensor.device.type != "cpu" or not tensor.is_contiguous():
+        raise InvalidArgument(
+            f"tensor: expected a contiguous float32 CPU tensor, got {tensor.dtype} on {tensor.device}"
+        )
+    code = _code(codec)
+    wire = torch.empty(_core.codec_bytes(code, tensor.numel()), dtype=torch.uint8)
+    _core.encode(code, tensor.data_ptr(), tensor.numel(), wire.data_ptr())
+    return wire
+
+
+def decode(codec: str, wire: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """The float32 tensor of this size that arrives as the bytes of `encode`."""
+    from learning_at_home import _core
+
+    code, tensor = _code(codec), torch.empty(tuple(size))
+    if wire.dtype != torch.uint8 or not wire.is_contiguous() or wire.numel() != _core.codec_bytes(code, tensor.numel()):
+        raise InvalidArgument(f"wire: expected the uint8 bytes of float32{list(size)} as {codec}, got {wire.numel()}")
+    _core.decode(code, wire.data_ptr(), tensor.numel(), tensor.data_ptr())
+    return tensor
+
+
+def _code(codec: str) -> int:
+    if codec not in CODES:
+        raise InvalidArgument(f"codec: expected one of {', '.join(CODES)}, got {codec!r}")
+    return CODES[codec]
 
 
 def _level(speed: float) -> int:
