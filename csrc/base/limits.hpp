@@ -71,6 +71,12 @@ struct Limits {
   static constexpr size_t kStatesLent = 4; // fetched experts on their way, up to kCallBytes each
   static constexpr uint64_t kDeadlineMs = 3'600'000; // the longest deadline a call may carry
   static constexpr size_t kConnections = 1024;       // peers of one listener
+  static constexpr size_t kCallClasses = 8192; // kinds of calls whose durations are remembered
+  static constexpr uint8_t kResends = 8; // of one call, each after its connection was lost
+  static constexpr size_t kKnownPeers = 16384;          // connections a server remembers
+  static constexpr size_t kBackwardCalls = 65536;       // remembered, so that none is applied twice
+  static constexpr size_t kBackwardBytes = size_t{64} << 20; // results kept for repeated calls
+  static constexpr uint64_t kBackwardMemoryMs = 300'000;
 };
 
 } // namespace lah

@@ -177,6 +177,7 @@ public:
     out["failed"] = batching.failed;
     out["refused"] = calls.refused;
     out["bad_frames"] = calls.bad_frames;
+    out["repeated"] = calls.repeated;
     out["python_entries"] = python_entries_.load();
     return out;
   }

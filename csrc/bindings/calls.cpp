@@ -25,7 +25,7 @@ struct Lease {
 };
 
 struct CallTuple {
-  rpc::PeerId peer;
+  std::vector<rpc::PeerId> holders;
   std::string uid;
   int method;
   bool training;
@@ -38,7 +38,7 @@ struct CallTuple {
 
 CallTuple call_from(const py::handle& item) {
   const auto tuple = item.cast<py::tuple>();
-  return {tuple[0].cast<rpc::PeerId>(),
+  return {tuple[0].cast<std::vector<rpc::PeerId>>(),
           tuple[1].cast<std::string>(),
           tuple[2].cast<int>(),
           tuple[3].cast<bool>(),
@@ -49,26 +49,30 @@ CallTuple call_from(const py::handle& item) {
           tuple[8].cast<int>()};
 }
 
-net::GroupedCall grouped(const CallTuple& tuple, Time deadline, const Lease& lease) {
+net::GroupedCall grouped(const CallTuple& tuple, Time deadline, bool adaptive, const Lease& lease) {
+  if (tuple.holders.empty())
+    raise_error({ErrorCode::kInvalidArgument, "a call needs a server to go to"});
   net::GroupedCall grouped;
-  grouped.peer = tuple.peer;
   const auto method = static_cast<rpc::Method>(tuple.method);
   grouped.collect = method == rpc::Method::kInfo    ? Limits::kDescriptionBytes
                     : method == rpc::Method::kState ? Limits::kCallBytes
                                                     : 0;
-  grouped.call.header.uid = tuple.uid;
-  grouped.call.header.method = method;
-  grouped.call.header.training = tuple.training;
-  grouped.call.header.priority = tuple.priority;
-  grouped.call.deadline = deadline;
-  grouped.call.keep = lease.token;
+  grouped.call.holders = tuple.holders;
+  grouped.call.adaptive = adaptive;
+  rpc::OutgoingCall& call = grouped.call.call;
+  call.header.uid = tuple.uid;
+  call.header.method = method;
+  call.header.training = tuple.training;
+  call.header.priority = tuple.priority;
+  call.deadline = deadline;
+  call.keep = lease.token;
   if (tuple.inputs.size() > Limits::kTensors || tuple.outputs.size() > Limits::kTensors)
     raise_error({ErrorCode::kInvalidArgument,
                  "one call carries at most " + std::to_string(Limits::kTensors) + " tensors"});
   for (const TensorTuple& input : tuple.inputs) {
-    grouped.call.header.tensors.push_back(meta_from(input));
-    grouped.call.tensors.emplace_back(reinterpret_cast<const std::byte*>(std::get<0>(input)),
-                                      grouped.call.header.tensors.back().wire_bytes);
+    call.header.tensors.push_back(meta_from(input));
+    call.tensors.emplace_back(reinterpret_cast<const std::byte*>(std::get<0>(input)),
+                              call.header.tensors.back().wire_bytes);
   }
   for (const TensorTuple& output : tuple.outputs)
     grouped.outputs.push_back(
@@ -101,10 +105,11 @@ bool set_codecs(const CallTuple& tuple, ByteAllocator& allocator, rpc::OutgoingC
 
 py::tuple outcome_tuple(const net::CallGroup& group, size_t i) {
   const rpc::Outcome& outcome = group.outcome(i);
-  return py::make_tuple(static_cast<int>(outcome.error.code), outcome.error.message,
-                        py::bytes(outcome.error.detail), outcome.error.retry_after_ms,
-                        outcome.queue_us, outcome.service_us, outcome.batch_rows,
-                        py::bytes(group.collected(i)), group.wire_bytes(i));
+  return py::make_tuple(
+      static_cast<int>(outcome.error.code), outcome.error.message, py::bytes(outcome.error.detail),
+      outcome.error.retry_after_ms, outcome.queue_us, outcome.service_us, outcome.batch_rows,
+      py::bytes(group.collected(i)), outcome.wait_us, static_cast<double>(outcome.elapsed) / 1e9,
+      outcome.peer, outcome.retries + outcome.resends, outcome.hedged, group.wire_bytes(i));
 }
 
 class ClientCore {
@@ -133,7 +138,8 @@ public:
   }
 
   // (outcomes, lease): one outcome a call, in order.
-  py::tuple call_many(const py::list& calls, double timeout, uint32_t k_min,
+  // `adaptive` lets a call end sooner than `timeout` by what such calls took so far.
+  py::tuple call_many(const py::list& calls, double timeout, bool adaptive, uint32_t k_min,
                       double timeout_after_k_min, uintptr_t source, uint32_t k, uint64_t tokens,
                       const std::vector<uint64_t>& row_offsets) {
     const Duration allowed = seconds(timeout);
@@ -150,8 +156,8 @@ public:
     bool lossy = false;
     for (const py::handle item : calls) {
       const CallTuple tuple = call_from(item);
-      net::GroupedCall& spec = specs.emplace_back(grouped(tuple, deadline, lease));
-      lossy |= set_codecs(tuple, *bytes_, spec.call, spec.outputs);
+      net::GroupedCall& spec = specs.emplace_back(grouped(tuple, deadline, adaptive, lease));
+      lossy |= set_codecs(tuple, *bytes_, spec.call.call, spec.outputs);
     }
     if (lossy)
       encode(specs);
@@ -218,6 +224,21 @@ public:
 
   std::vector<rpc::PeerId> down() { return client().down(); }
 
+  py::dict counters() {
+    const rpc::ReplicaCalls::Counters counters = [&] {
+      net::CallClient& calls = client();
+      const GilRelease release;
+      return calls.counters();
+    }();
+    py::dict out;
+    out["calls"] = counters.calls;
+    out["retries"] = counters.retries;
+    out["hedges"] = counters.hedges;
+    out["hedges_won"] = counters.hedges_won;
+    out["over_budget"] = counters.over_budget;
+    return out;
+  }
+
 private:
   net::CallClient& client() {
     check_not_forked(owner_);
@@ -232,7 +253,7 @@ private:
   void encode(std::vector<net::GroupedCall>& specs) {
     const GilRelease release;
     for (net::GroupedCall& spec : specs)
-      if (!rpc::encode_tensors(spec.call, *bytes_))
+      if (!rpc::encode_tensors(spec.call.call, *bytes_))
         throw std::bad_alloc();
   }
 
@@ -286,12 +307,13 @@ void bind_calls(py::module_& m) {
            py::arg("thread"), py::arg("seed"))
       .def("connect", &ClientCore::connect, py::arg("host"), py::arg("port"), py::arg("key"))
       .def("call_many", &ClientCore::call_many, py::arg("calls"), py::arg("timeout"),
-           py::arg("k_min") = 0, py::arg("timeout_after_k_min") = 0.0, py::arg("source") = 0,
-           py::arg("k") = 1, py::arg("tokens") = 0,
+           py::arg("adaptive") = false, py::arg("k_min") = 0, py::arg("timeout_after_k_min") = 0.0,
+           py::arg("source") = 0, py::arg("k") = 1, py::arg("tokens") = 0,
            py::arg("row_offsets") = std::vector<uint64_t>{0})
       .def("ping", &ClientCore::ping, py::arg("peer"), py::arg("timeout"))
       .def("round_trip", &ClientCore::round_trip, py::arg("peer"))
-      .def("down", &ClientCore::down);
+      .def("down", &ClientCore::down)
+      .def("counters", &ClientCore::counters);
 }
 
 } // namespace lah::bindings

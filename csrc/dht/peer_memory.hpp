@@ -3,7 +3,7 @@
 #include <unordered_map>
 
 #include "base/limits.hpp"
-#include "dht/rtt.hpp"
+#include "base/rtt.hpp"
 #include "dht/token.hpp"
 
 namespace lah::dht {

@@ -9,19 +9,21 @@ constexpr int kMessagesPerTurn = 64; // then the other sockets have their turn
 
 CallClient::CallClient(NetThread& thread, ZmqContext& zmq, crypto::Identity identity)
     : thread_(thread), zmq_(zmq), identity_(std::move(identity)),
-      client_(*this, thread.rng(), {}, [this](rpc::PeerId peer, bool up) {
-        const std::lock_guard lock(mutex_);
-        if (up)
-          down_.erase(peer);
-        else
-          down_.insert(peer);
-      }) {
+      client_(*this, thread.rng(), {},
+              [this](rpc::PeerId peer, bool up) {
+                const std::lock_guard lock(mutex_);
+                if (up)
+                  down_.erase(peer);
+                else
+                  down_.insert(peer);
+              }),
+      calls_(client_, thread.rng(), {}), probes_(thread, *this) {
   thread_.run_and_wait([this] { thread_.add(*this); });
 }
 
 CallClient::~CallClient() {
   thread_.run_and_wait([this] {
-    client_.fail_all({ErrorCode::kShuttingDown, "the client was closed"});
+    client_.fail_all(thread_.clock().now(), {ErrorCode::kShuttingDown, "the client was closed"});
     thread_.remove(*this);
     connections_.clear();
     groups_.clear();
@@ -38,14 +40,15 @@ rpc::PeerId CallClient::connect(const Endpoint& address, std::optional<crypto::P
   return peers_[wanted] = addresses_.size();
 }
 
+CallClient::Address CallClient::address_of(rpc::PeerId peer) const {
+  const std::lock_guard lock(mutex_);
+  return addresses_[peer - 1];
+}
+
 CallClient::Connection* CallClient::open(rpc::PeerId peer) {
   if (const auto found = connections_.find(peer); found != connections_.end())
     return &found->second;
-  Address address;
-  {
-    const std::lock_guard lock(mutex_);
-    address = addresses_[peer - 1];
-  }
+  const Address address = address_of(peer);
   try {
     Connection connection{zmq::socket_t(zmq_.get(), zmq::socket_type::dealer)};
     set_common_options(connection.socket);
@@ -81,6 +84,11 @@ void CallClient::release(rpc::PeerId peer) {
   released_.push_back(peer); // its socket may be in use further up the stack
 }
 
+void CallClient::probe(rpc::PeerId peer) {
+  if (probes_.start(thread_.clock().now(), peer, address_of(peer).endpoint))
+    refused_.push_back(peer);
+}
+
 void CallClient::close_released() {
   for (rpc::PeerId peer : std::exchange(released_, {})) {
     const auto found = connections_.find(peer);
@@ -99,7 +107,7 @@ void CallClient::start(std::shared_ptr<CallGroup> group) {
     groups_.push_back(group);
     for (size_t i = 0; i < group->size(); ++i) {
       GroupedCall& grouped = group->call(i);
-      group->id(i) = client_.start(now, grouped.peer, std::move(grouped.call), group->sink(i));
+      group->id(i) = calls_.start(now, std::move(grouped.call), group->sink(i));
     }
     drain_touched(now);
   });
@@ -109,7 +117,7 @@ void CallClient::cancel(std::shared_ptr<CallGroup> group) {
   thread_.post([this, group = std::move(group)] {
     const Time now = thread_.clock().now();
     for (size_t i = 0; i < group->size(); ++i)
-      client_.cancel(now, group->id(i));
+      calls_.cancel(now, group->id(i));
     drain_touched(now);
   });
 }
@@ -125,6 +133,12 @@ void CallClient::ping(rpc::PeerId peer, Duration timeout, rpc::Client::PingDone 
 std::vector<rpc::PeerId> CallClient::down() const {
   const std::lock_guard lock(mutex_);
   return {down_.begin(), down_.end()};
+}
+
+rpc::ReplicaCalls::Counters CallClient::counters() {
+  rpc::ReplicaCalls::Counters counters;
+  thread_.run_and_wait([&] { counters = calls_.counters(); });
+  return counters;
 }
 
 void CallClient::drain(Time now, rpc::PeerId peer, Connection& connection) {
@@ -156,6 +170,8 @@ void CallClient::drain_touched(Time now) {
       if (const auto found = connections_.find(peer); found != connections_.end())
         drain(now, peer, found->second);
   }
+  for (rpc::PeerId peer : std::exchange(refused_, {}))
+    client_.on_refused(now, peer);
   close_released();
   drop_ended_groups();
 }
@@ -167,16 +183,22 @@ void CallClient::drop_ended_groups() {
 void CallClient::on_ready(int fd, Time now) {
   if (const auto found = descriptors_.find(fd); found != descriptors_.end())
     touched_.push_back(found->second);
+  else if (const auto refused = probes_.take_refused(fd))
+    refused_.push_back(*refused);
   drain_touched(now);
 }
 
 void CallClient::on_timer(Time now) {
   client_.on_timer(now);
+  calls_.on_timer(now);
+  probes_.expire(now);
   drain_touched(now);
 }
 
 Time CallClient::next_deadline() const {
-  return touched_.empty() ? client_.next_deadline() : 0; // unfinished turns come back at once
+  if (!touched_.empty())
+    return 0; // unfinished turns come back at once
+  return std::min({client_.next_deadline(), calls_.next_deadline(), probes_.next_deadline()});
 }
 
 } // namespace lah::net

@@ -6,6 +6,7 @@
 
 #include "base/endpoint.hpp"
 #include "net/call_group.hpp"
+#include "net/tcp_probes.hpp"
 #include "net/zmq_context.hpp"
 
 namespace lah::net {
@@ -24,6 +25,7 @@ public:
   void ping(rpc::PeerId peer, Duration timeout, rpc::Client::PingDone done);
   // The peers that owe an answer and are silent, until they are heard again.
   std::vector<rpc::PeerId> down() const;
+  rpc::ReplicaCalls::Counters counters();
 
   void on_ready(int fd, Time now) override;
   void on_timer(Time now) override;
@@ -42,6 +44,8 @@ private:
 
   rpc::Sent send(rpc::PeerId peer, ByteView header, const rpc::Chunk& chunk) override;
   void release(rpc::PeerId peer) override;
+  void probe(rpc::PeerId peer) override;
+  Address address_of(rpc::PeerId peer) const;
   Connection* open(rpc::PeerId peer);
   void drain(Time now, rpc::PeerId peer, Connection& connection);
   void drain_touched(Time now);
@@ -52,6 +56,8 @@ private:
   ZmqContext& zmq_;
   crypto::Identity identity_;
   rpc::Client client_;
+  rpc::ReplicaCalls calls_;
+  TcpProbes probes_;
 
   mutable std::mutex mutex_;
   std::map<Address, rpc::PeerId> peers_;
@@ -62,6 +68,7 @@ private:
   std::map<int, rpc::PeerId> descriptors_;
   std::vector<rpc::PeerId> touched_;  // sockets whose edge-triggered events must be asked again
   std::vector<rpc::PeerId> released_; // to be closed at the end of the turn
+  std::vector<rpc::PeerId> refused_;  // to be reported then
   std::vector<std::shared_ptr<CallGroup>> groups_; // open ones: rpc::Client points into them
 };
 

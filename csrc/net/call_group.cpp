@@ -12,7 +12,7 @@ CallGroup::CallGroup(std::vector<GroupedCall> calls) {
     auto slot = std::make_unique<Slot>();
     slot->group = this;
     slot->index = slots_.size();
-    slot->sent_bytes = rpc::stream_bytes(call.call.header.tensors);
+    slot->sent_bytes = rpc::stream_bytes(call.call.call.header.tensors);
     slot->call = std::move(call);
     slots_.push_back(std::move(slot));
   }

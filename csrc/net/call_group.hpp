@@ -7,7 +7,7 @@
 #include <mutex>
 
 #include "base/shared_bytes.hpp"
-#include "rpc/client.hpp"
+#include "rpc/replica_calls.hpp"
 
 namespace lah::net {
 
@@ -19,8 +19,7 @@ struct OutputTensor {
 };
 
 struct GroupedCall {
-  rpc::PeerId peer = 0;
-  rpc::OutgoingCall call;
+  rpc::ReplicatedCall call;
   std::vector<OutputTensor> outputs;
   uint64_t collect = 0; // take any one tensor of up to this many bytes (Method::kInfo, kState)
 };
@@ -56,7 +55,7 @@ public:
   // Network thread.
   GroupedCall& call(size_t i) { return slots_[i]->call; }
   rpc::ReplySink& sink(size_t i) { return *slots_[i]; }
-  rpc::RequestId& id(size_t i) { return slots_[i]->id; }
+  rpc::ReplicaCalls::CallId& id(size_t i) { return slots_[i]->id; }
   bool all_ended() const { return ended_ == slots_.size(); }
 
 private:
@@ -64,7 +63,7 @@ private:
     CallGroup* group = nullptr;
     size_t index = 0;
     GroupedCall call;
-    rpc::RequestId id{};
+    rpc::ReplicaCalls::CallId id = 0;
     rpc::Outcome outcome;
     std::string collected;
     uint64_t collect_bytes = 0;            // of the tensor that comes

@@ -56,8 +56,9 @@ rpc::Server::Counters CallServer::counters() {
 
 void CallServer::reply(const rpc::CallKey& key, rpc::OutgoingResult result) {
   thread_.post([this, key, result = std::move(result)] {
-    server_.reply(key, result);
-    drain(thread_.clock().now());
+    const Time now = thread_.clock().now();
+    server_.reply(now, key, result);
+    drain(now);
   });
 }
 
@@ -69,24 +70,35 @@ void CallServer::fail(const rpc::CallKey& key, const Error& error) {
 }
 
 rpc::Sent CallServer::send(rpc::PeerId peer, ByteView header, const rpc::Chunk& chunk) {
-  const auto route = routes_.find(peer);
-  if (route == routes_.end())
+  const auto found = connections_.find(peer);
+  if (found == connections_.end())
     return rpc::Sent::kGone;
-  const rpc::Sent sent = net::send(socket_, route->second, header, chunk);
+  const rpc::Sent sent = net::send(socket_, found->second.route, header, chunk);
   if (sent == rpc::Sent::kWouldBlock)
     blocked_.insert(peer);
-  if (sent == rpc::Sent::kGone) {
-    peers_.erase(route->second);
-    routes_.erase(route);
-    blocked_.erase(peer);
-  }
+  if (sent == rpc::Sent::kGone)
+    release(peer);
   return sent;
 }
 
-rpc::PeerId CallServer::peer_of(ByteView route) {
-  const auto [found, is_new] = peers_.try_emplace(std::string(as_text(route)), next_peer_);
+void CallServer::release(rpc::PeerId peer) {
+  const auto found = connections_.find(peer);
+  if (found == connections_.end())
+    return;
+  peers_.erase(found->second.route);
+  connections_.erase(found);
+  blocked_.erase(peer);
+}
+
+std::string_view CallServer::caller(rpc::PeerId peer) const {
+  const auto found = connections_.find(peer);
+  return found == connections_.end() ? std::string_view() : found->second.caller;
+}
+
+rpc::PeerId CallServer::peer_of(Frame& route) {
+  const auto [found, is_new] = peers_.try_emplace(std::string(as_text(route.bytes())), next_peer_);
   if (is_new)
-    routes_[next_peer_++] = found->first;
+    connections_[next_peer_++] = {found->first, user_id(route.message)};
   return found->second;
 }
 
@@ -104,7 +116,7 @@ void CallServer::drain(Time now) {
       chunk.bytes = frames[2]->bytes();
       chunk.owner = std::move(frames[2]);
     }
-    server_.on_frames(now, peer_of(frames[0]->bytes()), frames[1]->bytes(), std::move(chunk));
+    server_.on_frames(now, peer_of(*frames[0]), frames[1]->bytes(), std::move(chunk));
   }
   // ZeroMQ does not say which peer became writable: every blocked one tries again after each
   // wake-up, and soon by timer, since the question below may consume the edge that announces it.

@@ -31,7 +31,9 @@ public:
 
 private:
   rpc::Sent send(rpc::PeerId peer, ByteView header, const rpc::Chunk& chunk) override;
-  rpc::PeerId peer_of(ByteView route);
+  void release(rpc::PeerId peer) override;
+  std::string_view caller(rpc::PeerId peer) const override;
+  rpc::PeerId peer_of(Frame& route);
   void drain(Time now);
 
   NetThread& thread_;
@@ -44,7 +46,11 @@ private:
       kNever; // the last turn ended with messages left, or with peers that could not take more
 
   std::unordered_map<std::string, rpc::PeerId> peers_;
-  std::unordered_map<rpc::PeerId, std::string> routes_;
+  struct Connection {
+    std::string route;
+    std::string caller; // hex key, as ZAP said
+  };
+  std::unordered_map<rpc::PeerId, Connection> connections_;
   std::unordered_set<rpc::PeerId> blocked_;
   rpc::PeerId next_peer_ = 1;
 };

@@ -108,6 +108,11 @@ Ready ready(zmq::socket_t& socket) {
   return {(events & ZMQ_POLLIN) != 0, (events & ZMQ_POLLOUT) != 0};
 }
 
+std::string user_id(zmq::message_t& message) {
+  const char* id = zmq_msg_gets(message.handle(), "User-Id");
+  return id == nullptr ? std::string() : std::string(id);
+}
+
 bool receive(zmq::socket_t& socket, std::vector<std::unique_ptr<Frame>>& frames, size_t count) {
   frames.clear();
   bool more = true;

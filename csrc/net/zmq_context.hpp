@@ -52,6 +52,9 @@ struct Frame final : rpc::ReceivedChunk::Owner {
   ByteView bytes() const { return {static_cast<const std::byte*>(message.data()), message.size()}; }
 };
 
+// The key of the peer that sent a message, in hex, as ZAP authenticated it; empty without CURVE.
+std::string user_id(zmq::message_t& message);
+
 // Receives one whole message of at most `count` frames; further frames are dropped. False if there
 // is none.
 bool receive(zmq::socket_t& socket, std::vector<std::unique_ptr<Frame>>& frames, size_t count);

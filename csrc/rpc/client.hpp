@@ -10,6 +10,7 @@
 #include <unordered_map>
 
 #include "base/rng.hpp"
+#include "base/rtt.hpp"
 #include "rpc/link.hpp"
 #include "rpc/stream.hpp"
 
@@ -20,11 +21,18 @@ struct Outcome {
   uint64_t queue_us = 0;
   uint64_t service_us = 0;
   uint64_t batch_rows = 0;
+  uint64_t wait_us = 0; // what the server said that a further request would wait
+  uint64_t resends = 0; // after lost connections
+  Duration elapsed = 0; // from start to end, as the caller saw it
+  PeerId peer = 0;      // who answered, or failed last
+  uint64_t retries = 0; // attempts after the first, at this holder or another
+  bool hedged = false;  // a second holder was asked while the first one was slow
 };
 
 class ReplySink {
 public:
   virtual ~ReplySink() = default;
+  // Called again, from the start, if the result was lost on its way with the connection.
   // False if the result's tensors are not what the caller expects; the call then fails with
   // kSchemaMismatch.
   virtual bool on_result(const ResultMessage& result) = 0;
@@ -40,12 +48,13 @@ struct OutgoingCall {
 };
 
 struct ClientConfig {
-  Duration ping_interval = 500 * kMillisecond; // of a peer that owes an answer and is silent
-  Duration silence = 3 * kSecond;              // then it is down and its calls fail
-  Duration probe_interval = 1 * kSecond;       // of a peer that is down
-  Duration probe_for = 120 * kSecond;          // then it is forgotten: its records have expired
-  Duration farewell = 2 * kSecond;             // how long a peer that said goodbye counts as down
-  Duration idle = 300 * kSecond;               // without calls: its connection is closed
+  Duration ping_interval = 250 * kMillisecond; // of a peer that owes an answer and is silent
+  Duration suspicion = 1 * kSecond; // then the transport is asked whether anything listens there
+  Duration silence = 3 * kSecond;   // then it is down and its calls fail
+  Duration probe_interval = 1 * kSecond; // of a peer that is down
+  Duration probe_for = 120 * kSecond;    // then it is forgotten: its records have expired
+  Duration farewell = 2 * kSecond;       // how long a peer that said goodbye counts as down
+  Duration idle = 300 * kSecond;         // without calls: its connection is closed
 };
 
 class Client {
@@ -59,22 +68,18 @@ public:
   RequestId start(Time now, PeerId peer, OutgoingCall call, ReplySink& sink);
   void cancel(Time now, const RequestId& id);
   void ping(Time now, PeerId peer, Time deadline, PingDone done);
-  void fail_all(const Error& error);
+  void fail_all(Time now, const Error& error);
+  // Smoothed round-trip time of pings; 0 until one was answered.
+  Duration round_trip(PeerId peer) const;
+  bool down(PeerId peer) const; // silent, and not heard since
 
   void on_frames(Time now, PeerId peer, ByteView header, ByteView chunk);
   void on_writable(Time now, PeerId peer);
-  void forget(PeerId peer); // the connection is gone for good; its calls fail
+  void on_refused(Time now, PeerId peer); // nothing listens at its address (Link::probe)
   void on_timer(Time now);
   Time next_deadline() const;
 
 private:
-  struct IdHash {
-    size_t operator()(const RequestId& id) const noexcept {
-      size_t value = 0;
-      std::memcpy(&value, id.data(), sizeof(value));
-      return value;
-    }
-  };
   struct OpenCall {
     PeerId peer = 0;
     OutgoingCall out;
@@ -82,6 +87,8 @@ private:
     StreamCursor sending;
     uint64_t credit = Limits::kCreditBytes;
     bool called = false; // the CALL header went out
+    Time started = 0;
+    Time sent = 0; // when the CALL header went out last
     std::optional<ResultMessage> result;
     StreamCursor receiving;
     CreditWindow window;
@@ -100,6 +107,9 @@ private:
     Time probe_until = 0;
     bool down = false;
     uint64_t boot_id = 0;
+    uint64_t connection = 0; // as the server numbers them; 0: not heard of yet
+    uint64_t wait_us = 0;
+    RttEstimator rtt;
     std::set<RequestId> calls;
     std::deque<RequestId> sending;
     std::deque<Buffer> control; // small messages the link refused so far
@@ -109,11 +119,12 @@ private:
   Sent send_next(Time now, OpenCall& call);
   bool send_control(PeerId id, Peer& peer, const Message& message);
   void send_ping(Time now, PeerId id, Peer& peer);
-  void finish(const RequestId& id, const Outcome& outcome);
-  void fail_peer(Peer& peer, const Error& error);
+  void finish(Time now, const RequestId& id, Outcome outcome);
+  void fail_peer(Time now, Peer& peer, const Error& error);
   void give_up(Time now, PeerId id, Peer& peer, const Error& error);
   void heard(Time now, PeerId id, Peer& peer);
   void check_peer(Time now, PeerId id, Peer& peer);
+  Duration silence_of(const Peer& peer) const;
   void release(PeerId id);
 
   void handle(Time now, PeerId peer, const ResultMessage& message, ByteView chunk);
@@ -122,15 +133,16 @@ private:
   void handle(Time now, PeerId peer, const ErrorMessage& message, ByteView chunk);
   void handle(Time now, PeerId peer, const Pong& message, ByteView chunk);
   void handle(Time now, PeerId peer, const GoAway& message, ByteView chunk);
-  void take_bytes(const RequestId& id, OpenCall& call, uint64_t offset, ByteView chunk);
+  void resend_lost(Time now, PeerId id, Peer& peer, Time before, uint64_t former_boot_id);
+  void take_bytes(Time now, const RequestId& id, OpenCall& call, uint64_t offset, ByteView chunk);
 
   Link& link_;
   Rng& rng_;
   ClientConfig config_;
   PeerEvent on_peer_;
-  std::unordered_map<RequestId, OpenCall, IdHash> calls_;
+  std::unordered_map<RequestId, OpenCall, RequestIdHash> calls_;
   std::multimap<Time, RequestId> timers_;
-  std::unordered_map<RequestId, OpenPing, IdHash> pings_;
+  std::unordered_map<RequestId, OpenPing, RequestIdHash> pings_;
   std::unordered_map<PeerId, Peer> peers_;
 };
 

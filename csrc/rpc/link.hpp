@@ -38,6 +38,11 @@ public:
   virtual Sent send(PeerId peer, ByteView header, const Chunk& chunk) = 0;
   // Nothing is expected of this peer any more; the next send() may open its connection anew.
   virtual void release(PeerId) {}
+  // Asks whether anything listens at the address of a silent peer. If not, the client hears of it
+  // by on_refused().
+  virtual void probe(PeerId) {}
+  // The authenticated key of the caller at the other end; empty where there is no encryption.
+  virtual std::string_view caller(PeerId) const { return {}; }
 };
 
 } // namespace lah::rpc

@@ -18,6 +18,14 @@ inline constexpr uint64_t kVersion = 1;
 
 using RequestId = std::array<uint8_t, 16>;
 
+struct RequestIdHash {
+  size_t operator()(const RequestId& id) const noexcept {
+    size_t value = 0;
+    std::memcpy(&value, id.data(), sizeof(value)); // ids are random
+    return value;
+  }
+};
+
 enum class Kind : uint8_t {
   kCall = 1,
   kData = 2,

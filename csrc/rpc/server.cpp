@@ -1,6 +1,12 @@
 #include "rpc/server.hpp"
 
 namespace lah::rpc {
+namespace {
+
+constexpr Duration kSweepPeriod = 60 * kSecond;
+constexpr Duration kIdle = 600 * kSecond; // then a silent connection is forgotten
+
+} // namespace
 
 Server::Server(Link& link, CallHandler& handler, ByteAllocator& allocator, uint64_t boot_id)
     : link_(link), handler_(handler), allocator_(allocator), boot_id_(boot_id) {}
@@ -11,6 +17,7 @@ void Server::on_frames(Time now, PeerId peer, ByteView header, ReceivedChunk chu
     ++counters_.bad_frames;
     return;
   }
+  peers_[peer].heard = now;
   std::visit(
       [&](const auto& known) {
         if constexpr (requires { handle(now, peer, known, chunk); })
@@ -22,7 +29,7 @@ void Server::on_frames(Time now, PeerId peer, ByteView header, ReceivedChunk chu
 }
 
 std::optional<Error> Server::refuse(const Peer& peer, const Call& call) const {
-  if (peer.open_calls >= Limits::kPeerCalls)
+  if (peer.open.size() >= Limits::kPeerCalls)
     return Error{ErrorCode::kOverloaded,
                  "more than " + std::to_string(Limits::kPeerCalls) + " open calls", "", 100};
   if (peer.receiving_bytes + call.total_bytes > Limits::kPeerBytes ||
@@ -31,16 +38,56 @@ std::optional<Error> Server::refuse(const Peer& peer, const Call& call) const {
   return std::nullopt;
 }
 
+// Whether a call is to be received, rather than one that its caller repeats and that is known here.
+// A caller repeats what may have been lost with a connection.
+bool Server::is_new(PeerId peer_id, Peer& peer, const Call& call) {
+  if (peer.open.contains(call.id)) { // nothing was lost on this connection
+    counters_.bad_frames += call.attempt == 0 ? 1 : 0;
+    return false;
+  }
+  const std::string_view caller = link_.caller(peer_id);
+  if (const auto half = incoming_peers_.find(call.id);
+      half != incoming_peers_.end() && link_.caller(half->second) == caller)
+    drop_incoming({half->second, call.id}); // the rest of it will never come
+  if (call.method != Method::kBackward)
+    return true;
+  if (BackwardMemory::Entry* known = backward_.find(call.id)) {
+    answer_repeated(peer_id, peer, *known, caller);
+    return false;
+  }
+  if (call.boot_id != 0 && call.boot_id != boot_id_) {
+    send_error(peer_id, call.id,
+               {ErrorCode::kPeerUnreachable, "the server restarted during the call"});
+    return false;
+  }
+  return true;
+}
+
+void Server::answer_repeated(PeerId peer_id, Peer& peer, BackwardMemory::Entry& known,
+                             std::string_view caller) {
+  const RequestId id = known.id;
+  if (known.caller != caller) {
+    ++counters_.bad_frames;
+    return send_error(peer_id, id, {ErrorCode::kProtocol, "this request id is another caller's"});
+  }
+  ++counters_.repeated;
+  known.peer = peer_id;
+  if (!known.applied)
+    peer.open.insert(id); // its answer will take the new connection
+  else if (known.kept)
+    send_result(peer_id, known.result);
+  else
+    send_error(peer_id, id,
+               {ErrorCode::kNotFound, "this call was applied, but its result is no longer kept"});
+}
+
 void Server::handle(Time now, PeerId peer_id, const Call& call, ReceivedChunk& chunk) {
-  const CallKey key{peer_id, call.id};
   ++counters_.calls;
   if (call.method == Method::kInfo)
-    return answer_info(key, call);
+    return answer_info(now, {peer_id, call.id}, call);
   Peer& peer = peers_[peer_id];
-  if (incoming_.contains(key)) {
-    ++counters_.bad_frames;
+  if (!is_new(peer_id, peer, call))
     return;
-  }
   if (const auto error = refuse(peer, call)) {
     ++counters_.refused;
     return send_error(peer_id, call.id, *error);
@@ -56,24 +103,31 @@ void Server::handle(Time now, PeerId peer_id, const Call& call, ReceivedChunk& c
   incoming.arrived = now;
   incoming.deadline = now + milliseconds(static_cast<int64_t>(call.deadline_ms));
   incoming.receiving = StreamCursor(call.tensors);
+  receive(now, peer_id, peer, std::move(incoming), chunk);
+}
+
+void Server::receive(Time now, PeerId peer_id, Peer& peer, Incoming incoming,
+                     ReceivedChunk& chunk) {
+  const CallKey key{peer_id, incoming.header.id};
+  const uint64_t total = incoming.header.total_bytes;
   const uint64_t first = incoming.receiving.done() ? 0 : incoming.receiving.next().size;
   if (chunk.bytes.size() != first)
-    return send_error(peer_id, call.id, {ErrorCode::kProtocol, "first chunk of a wrong length"});
-  ++peer.open_calls;
+    return send_error(peer_id, key.id, {ErrorCode::kProtocol, "first chunk of a wrong length"});
   if (incoming.receiving.whole()) {
-    submit(key, std::move(incoming), &chunk);
-    return;
+    peer.open.insert(key.id);
+    return submit(key, std::move(incoming), &chunk);
   }
-  incoming.buffer = allocator_.allocate(call.total_bytes);
+  incoming.buffer = allocator_.allocate(total);
   if (!incoming.buffer) {
-    --peer.open_calls;
     ++counters_.refused;
-    return send_error(peer_id, call.id, {ErrorCode::kOverloaded, "out of memory", "", 1000});
+    return send_error(peer_id, key.id, {ErrorCode::kOverloaded, "out of memory", "", 1000});
   }
-  peer.receiving_bytes += call.total_bytes;
-  receiving_bytes_ += call.total_bytes;
+  peer.open.insert(key.id);
+  peer.receiving_bytes += total;
+  receiving_bytes_ += total;
+  incoming_peers_[key.id] = peer_id;
   incoming_.emplace(key, std::move(incoming));
-  handle(now, peer_id, Data{call.id, 0}, chunk);
+  handle(now, peer_id, Data{key.id, 0}, chunk);
 }
 
 void Server::handle(Time, PeerId peer_id, const Data& data, ReceivedChunk& chunk) {
@@ -81,21 +135,19 @@ void Server::handle(Time, PeerId peer_id, const Data& data, ReceivedChunk& chunk
   if (found == incoming_.end())
     return; // refused, cancelled or expired: the rest of its stream is dropped
   Incoming& incoming = found->second;
+  if (data.offset < incoming.receiving.offset())
+    return; // repeated over a connection that had lost nothing
   const Piece expected = incoming.receiving.next();
   if (data.offset != expected.offset || chunk.bytes.size() != expected.size) {
     ++counters_.bad_frames;
-    drop_incoming(found->first);
+    drop_incoming({peer_id, data.id});
     return send_error(peer_id, data.id, {ErrorCode::kProtocol, "the request stream has a gap"});
   }
   std::memcpy(incoming.buffer.get() + data.offset, chunk.bytes.data(), chunk.bytes.size());
   incoming.receiving.advance(expected.size);
   if (incoming.receiving.done()) {
     const CallKey key = found->first;
-    Incoming complete = std::move(found->second);
-    peers_[peer_id].receiving_bytes -= complete.header.total_bytes;
-    receiving_bytes_ -= complete.header.total_bytes;
-    incoming_.erase(found);
-    submit(key, std::move(complete), nullptr);
+    submit(key, take_incoming(found), nullptr);
   } else if (const uint64_t limit = incoming.window.grant(incoming.receiving.offset())) {
     Outgoing credit;
     credit.header = encode(Credit{data.id, limit});
@@ -118,10 +170,12 @@ void Server::submit(const CallKey& key, Incoming&& incoming, ReceivedChunk* whol
     call.bytes = {call.buffer.get(), incoming.header.total_bytes};
   }
   call.header = std::move(incoming.header);
+  if (call.header.method == Method::kBackward)
+    backward_.open(key.id, link_.caller(key.peer), key.peer);
   handler_.submit(std::move(call));
 }
 
-void Server::answer_info(const CallKey& key, const Call& call) {
+void Server::answer_info(Time now, const CallKey& key, const Call& call) {
   const auto document = handler_.describe(call.uid);
   if (!document)
     return send_error(key.peer, key.id, document.error());
@@ -132,8 +186,7 @@ void Server::answer_info(const CallKey& key, const Call& call) {
     return send_error(key.peer, key.id, {ErrorCode::kOverloaded, "out of memory", "", 1000});
   std::memset(result.bytes.get(), 0, align_up(document->size()));
   std::memcpy(result.bytes.get(), document->data(), document->size());
-  ++peers_[key.peer].open_calls;
-  reply(key, std::move(result));
+  reply(now, key, std::move(result));
 }
 
 void Server::handle(Time, PeerId peer_id, const Credit& credit, ReceivedChunk&) {
@@ -152,47 +205,69 @@ void Server::handle(Time, PeerId peer_id, const Cancel& cancel, ReceivedChunk&) 
   }
   std::erase_if(peers_[peer_id].sending,
                 [&](const Outgoing& outgoing) { return outgoing.id == cancel.id; });
-  handler_.cancel(key);
+  const BackwardMemory::Entry* known = backward_.find(cancel.id);
+  const bool moved = known != nullptr && known->caller == link_.caller(peer_id);
+  handler_.cancel(moved ? CallKey{known->origin, cancel.id} : key);
 }
 
 void Server::handle(Time, PeerId peer_id, const Ping& ping, ReceivedChunk&) {
   Outgoing pong;
-  pong.header = encode(Pong{ping.id, boot_id_});
+  pong.header = encode(Pong{ping.id, boot_id_, peer_id, handler_.wait_us()});
   pong.id = ping.id;
   send(peer_id, std::move(pong));
 }
 
 void Server::drop_incoming(const CallKey& key) {
-  const auto found = incoming_.find(key);
-  Peer& peer = peers_[key.peer];
-  peer.receiving_bytes -= found->second.header.total_bytes;
-  receiving_bytes_ -= found->second.header.total_bytes;
-  --peer.open_calls;
-  incoming_.erase(found);
+  peers_[key.peer].open.erase(key.id);
+  take_incoming(incoming_.find(key));
 }
 
-void Server::reply(const CallKey& key, OutgoingResult result) {
-  const auto found = peers_.find(key.peer);
+Server::Incoming Server::take_incoming(std::map<CallKey, Incoming>::iterator it) {
+  Incoming incoming = std::move(it->second);
+  peers_[it->first.peer].receiving_bytes -= incoming.header.total_bytes;
+  receiving_bytes_ -= incoming.header.total_bytes;
+  incoming_peers_.erase(it->first.id);
+  incoming_.erase(it);
+  return incoming;
+}
+
+void Server::reply(Time now, const CallKey& key, OutgoingResult result) {
+  result.header.id = key.id;
+  result.header.boot_id = boot_id_;
+  result.header.total_bytes = stream_bytes(result.header.tensors);
+  PeerId to = key.peer;
+  if (const BackwardMemory::Entry* known = backward_.find(key.id); known && known->origin == to) {
+    to = known->peer;
+    backward_.applied(now, key.id, result); // kept even if nobody listens just now
+  }
+  const auto found = peers_.find(to);
   if (found == peers_.end())
     return;
-  --found->second.open_calls;
-  result.header.id = key.id;
-  result.header.total_bytes = stream_bytes(result.header.tensors);
+  found->second.open.erase(key.id);
+  send_result(to, result);
+}
+
+void Server::send_result(PeerId peer, const OutgoingResult& result) {
   Outgoing outgoing;
-  outgoing.id = key.id;
+  outgoing.id = result.header.id;
   outgoing.header = encode(result.header);
   outgoing.sending = StreamCursor(result.header.tensors);
-  outgoing.bytes = std::move(result.bytes);
-  send(key.peer, std::move(outgoing));
+  outgoing.bytes = result.bytes;
+  send(peer, std::move(outgoing));
 }
 
 void Server::fail(const CallKey& key, const Error& error) {
-  const auto found = peers_.find(key.peer);
+  PeerId to = key.peer;
+  if (const BackwardMemory::Entry* known = backward_.find(key.id); known && known->origin == to) {
+    to = known->peer;
+    backward_.failed(key.id);
+  }
+  const auto found = peers_.find(to);
   if (found == peers_.end())
     return;
-  --found->second.open_calls;
+  found->second.open.erase(key.id);
   if (error.code != ErrorCode::kCancelled) // the caller of a cancelled call listens no more
-    send_error(key.peer, key.id, error);
+    send_error(to, key.id, error);
 }
 
 void Server::send_error(PeerId peer, const RequestId& id, const Error& error) {
@@ -261,11 +336,25 @@ void Server::on_writable(PeerId id) {
 }
 
 void Server::forget(PeerId id) {
-  for (auto it = incoming_.lower_bound({id, {}}); it != incoming_.end() && it->first.peer == id;) {
-    receiving_bytes_ -= it->second.header.total_bytes;
-    it = incoming_.erase(it);
-  }
+  for (auto it = incoming_.lower_bound({id, {}}); it != incoming_.end() && it->first.peer == id;)
+    take_incoming(it++);
   peers_.erase(id);
+}
+
+// ZeroMQ does not tell when a caller has left.
+void Server::forget_idle(Time now) {
+  if (now < next_sweep_)
+    return;
+  next_sweep_ = now + kSweepPeriod;
+  const Duration idle = peers_.size() > Limits::kKnownPeers ? kSweepPeriod : kIdle;
+  std::vector<PeerId> left;
+  for (const auto& [id, peer] : peers_)
+    if (peer.open.empty() && peer.heard + idle <= now)
+      left.push_back(id);
+  for (PeerId id : left) {
+    peers_.erase(id);
+    link_.release(id);
+  }
 }
 
 void Server::say_goodbye() {
@@ -273,6 +362,7 @@ void Server::say_goodbye() {
   for (const auto& [id, peer] : std::exchange(peers_, {}))
     link_.send(id, goodbye, {}); // a peer that cannot take it finds out by silence
   incoming_.clear();
+  incoming_peers_.clear();
   receiving_bytes_ = 0;
 }
 
@@ -286,10 +376,12 @@ void Server::on_timer(Time now) {
       drop_incoming(key);
     }
   }
+  backward_.expire(now);
+  forget_idle(now);
 }
 
 Time Server::next_deadline() const {
-  Time next = kNever;
+  Time next = std::min(peers_.empty() ? kNever : next_sweep_, backward_.next_deadline());
   for (const auto& [key, incoming] : incoming_)
     next = std::min(next, incoming.deadline);
   return next;

@@ -6,8 +6,10 @@
 #include <deque>
 #include <map>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "base/shared_bytes.hpp"
+#include "rpc/backward_memory.hpp"
 #include "rpc/link.hpp"
 #include "rpc/stream.hpp"
 
@@ -40,11 +42,8 @@ public:
   virtual void cancel(const CallKey& key) = 0;
   // The answer to Method::kInfo: a JSON document.
   virtual Result<std::string> describe(const std::string& uid) = 0;
-};
-
-struct OutgoingResult {
-  ResultMessage header; // id and total_bytes are filled in by the server
-  SharedBytes bytes;    // the stream
+  // What a request that comes now would wait for its batch.
+  virtual uint64_t wait_us() const { return 0; }
 };
 
 class Server {
@@ -56,7 +55,7 @@ public:
   void on_timer(Time now);
   Time next_deadline() const;
 
-  void reply(const CallKey& key, OutgoingResult result);
+  void reply(Time now, const CallKey& key, OutgoingResult result);
   void fail(const CallKey& key, const Error& error);
   void forget(PeerId peer); // nothing of this peer is kept
   void say_goodbye();       // tells every peer that no more answers will come
@@ -66,6 +65,7 @@ public:
     uint64_t refused = 0;
     uint64_t expired = 0;
     uint64_t bad_frames = 0;
+    uint64_t repeated = 0; // backward calls that came again and were not applied again
   };
   const Counters& counters() const { return counters_; }
 
@@ -90,7 +90,8 @@ private:
   struct Peer {
     std::deque<Outgoing> sending;
     size_t receiving_bytes = 0;
-    size_t open_calls = 0; // admitted and not yet answered
+    std::unordered_set<RequestId, RequestIdHash> open; // admitted and not yet answered
+    Time heard = 0;
   };
 
   void handle(Time now, PeerId peer, const Call& message, ReceivedChunk& chunk);
@@ -100,10 +101,17 @@ private:
   void handle(Time now, PeerId peer, const Ping& message, ReceivedChunk& chunk);
 
   std::optional<Error> refuse(const Peer& peer, const Call& call) const;
-  void answer_info(const CallKey& key, const Call& call);
+  bool is_new(PeerId peer_id, Peer& peer, const Call& call);
+  void receive(Time now, PeerId peer_id, Peer& peer, Incoming incoming, ReceivedChunk& chunk);
+  void answer_repeated(PeerId peer_id, Peer& peer, BackwardMemory::Entry& known,
+                       std::string_view caller);
+  Incoming take_incoming(std::map<CallKey, Incoming>::iterator it);
+  void forget_idle(Time now);
+  void answer_info(Time now, const CallKey& key, const Call& call);
   void submit(const CallKey& key, Incoming&& incoming, ReceivedChunk* whole);
   void drop_incoming(const CallKey& key);
   void send_error(PeerId peer, const RequestId& id, const Error& error);
+  void send_result(PeerId peer, const OutgoingResult& result);
   void send(PeerId peer, Outgoing outgoing);
   void pump(PeerId id, Peer& peer);
   Sent send_next(PeerId peer, Outgoing& outgoing);
@@ -113,6 +121,9 @@ private:
   ByteAllocator& allocator_;
   uint64_t boot_id_;
   std::map<CallKey, Incoming> incoming_;
+  std::unordered_map<RequestId, PeerId, RequestIdHash> incoming_peers_;
+  BackwardMemory backward_;
+  Time next_sweep_ = 0; // of idle peers
   std::unordered_map<PeerId, Peer> peers_;
   size_t receiving_bytes_ = 0;
   Counters counters_;

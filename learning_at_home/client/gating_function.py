@@ -46,7 +46,8 @@ class GatingFunction(nn.Module):
         k_min: answers that every token waits for, 1 by default.
         timeout_after_k_min: seconds for stragglers once every token has k_min answers or cannot get them, 1 by
             default.
-        forward_timeout, backward_timeout: seconds, 30 by default: no direction takes longer, whatever happens.
+        forward_timeout, backward_timeout: seconds that a direction may take, whatever happens. None, the default, goes
+            by how long such calls took so far; 30 s and a second for each megabyte until that is known.
         backward_k_min: k_min of the backward pass, 1 by default.
         balance_weight: weight of the load-balancing loss whose gradient joins the backward pass (as if it were added to
             your loss), 0 by default.
@@ -80,8 +81,8 @@ class GatingFunction(nn.Module):
         timeout_after_k_min: float = 1.0,
         uid_prefix: str = "",
         expert_padding: Any = None,
-        forward_timeout: float = 30.0,
-        backward_timeout: float = 30.0,
+        forward_timeout: float | None = None,
+        backward_timeout: float | None = None,
         backward_k_min: int = 1,
         balance_weight: float = 0.0,
         on_empty: str = "zeros",
@@ -104,9 +105,9 @@ class GatingFunction(nn.Module):
         if on_empty not in ("zeros", "raise"):
             raise InvalidArgument(f"on_empty: expected 'zeros' or 'raise', got {on_empty!r}")
         self.network, self.k_best, self.uid_prefix = network, k_best, uid_prefix
-        self.forward_waiting = Waiting(_seconds("forward_timeout", forward_timeout), k_min, timeout_after_k_min)
+        self.forward_waiting = Waiting(_timeout("forward_timeout", forward_timeout), k_min, timeout_after_k_min)
         self.backward_waiting = Waiting(
-            _seconds("backward_timeout", backward_timeout), backward_k_min, timeout_after_k_min
+            _timeout("backward_timeout", backward_timeout), backward_k_min, timeout_after_k_min
         )
         _seconds("timeout_after_k_min", timeout_after_k_min)
         self.balance_weight, self.on_empty = balance_weight, on_empty
@@ -125,7 +126,7 @@ class GatingFunction(nn.Module):
             if not self.network.is_running:
                 self.network.start()
             self._alive = AliveExperts(self.network, get_transport(), self.uid_prefix, self.grid_size)
-            self._alive.wait(1, min(_FIRST_MAP_TIMEOUT, self.forward_waiting.timeout))
+            self._alive.wait(1, min(_FIRST_MAP_TIMEOUT, self.forward_waiting.timeout or _FIRST_MAP_TIMEOUT))
         return self._alive
 
     def wait_for_experts(self, count: int, timeout: float = 30.0) -> bool:
@@ -270,6 +271,10 @@ class GatingFunction(nn.Module):
                 f"no expert '{self.uid_prefix}.*' answered for {plan.stats.empty_tokens} of {plan.tokens} tokens: "
                 f"{causes}"
             )
+
+
+def _timeout(name: str, value: float | None) -> float | None:
+    return None if value is None else _seconds(name, value)
 
 
 def _seconds(name: str, value: float) -> float:

@@ -39,7 +39,8 @@ class RemoteExpert(nn.Module):
         host, port: the server's TCP address.
         key: the server's 32-byte public key; None asks the server (trust on first use).
         insecure: connect without encryption.
-        forward_timeout, backward_timeout: seconds, 30 by default. A call ends by then, whatever happens.
+        forward_timeout, backward_timeout: seconds that a call may take, whatever happens. None, the default, goes by
+            how long such calls took so far; 30 s and a second for each megabyte until that is known.
         priority: 0 to 255, 0 by default: the server computes higher ones first.
         grad_scale: the factor by which your loss is scaled, for mixed precision: a number, or a function that returns
             it in each backward pass (`scaler.get_scale` of a `torch.amp.GradScaler`). The expert then learns from
@@ -59,8 +60,8 @@ class RemoteExpert(nn.Module):
         *,
         key: bytes | None = None,
         insecure: bool = False,
-        forward_timeout: float = 30.0,
-        backward_timeout: float = 30.0,
+        forward_timeout: float | None = None,
+        backward_timeout: float | None = None,
         priority: int = 0,
         grad_scale: GradScale = None,
         codec: CodecArgument = "raw",
@@ -229,7 +230,7 @@ def _call(
     )
 
 
-def _run(expert: RemoteExpert, call: ExpertCall, timeout: float) -> None:
+def _run(expert: RemoteExpert, call: ExpertCall, timeout: float | None) -> None:
     (outcome,) = expert.transport.call_many([call], timeout)
     if outcome.error is not None:
         raise outcome.error

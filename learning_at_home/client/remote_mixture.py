@@ -33,7 +33,7 @@ from learning_at_home.schema import ExpertSchema
 class Waiting:
     """How long one direction waits: seconds, and answers per token (see `Quorum`)."""
 
-    timeout: float
+    timeout: float | None
     k_min: int
     timeout_after_k_min: float
 
@@ -120,7 +120,7 @@ class _RemoteMixture(torch.autograd.Function):
             for expert, outcome in zip(plan.experts, outcomes, strict=True):
                 plan.ok[expert[1] : expert[2]] = outcome.ok
                 if outcome.ok:
-                    ctx.answered.append(expert)
+                    ctx.answered.append((plan.transport.answered_by(expert[0], outcome), *expert[1:]))
         ctx.mark_non_differentiable(*[tensor for tensor in outputs if not tensor.is_floating_point()])
         return tuple(outputs)
 

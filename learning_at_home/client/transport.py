@@ -21,6 +21,10 @@ from learning_at_home.schema import DTYPE_CODES, ExpertSchema
 logger = logging.getLogger(__name__)
 
 FORWARD, BACKWARD, INFO = 1, 2, 3  # csrc/rpc/message.hpp: Method
+_PHASES = {FORWARD: "forward", BACKWARD: "backward", INFO: "info"}
+
+DEFAULT_TIMEOUT = 30.0  # seconds that a call may take before it is known how long such calls take, ...
+ASSUMED_RATE = 1e6  # ... and the bytes per second that its tensors are given on top
 
 _lock = threading.Lock()
 _current: tuple[int, weakref.ref[Transport]] | None = None
@@ -59,8 +63,11 @@ class ExpertCall:
     @property
     def context(self) -> str:
         """Phase, uid and peer, as errors name them."""
-        phase = {FORWARD: "forward", BACKWARD: "backward", INFO: "info"}[self.method]
-        return f"{phase} of expert '{self.address.uid}' on {self.address.server}"
+        return self.context_at(self.address.server)
+
+    def context_at(self, server: str) -> str:
+        """The same, when another holder of the expert was asked in the end."""
+        return f"{_PHASES[self.method]} of expert '{self.address.uid}' on {server}"
 
 
 @dataclass
@@ -72,6 +79,7 @@ class CallOutcome:
     elapsed: from start to end, as seen here.
     retried: how often it was sent again. hedged: whether a replica was asked too.
     wire_bytes: of the tensors of request and result, as they travelled.
+    peer: the connection that answered, or failed last.
     """
 
     error: errors.LearningAtHomeError | None
@@ -84,6 +92,7 @@ class CallOutcome:
     retried: int = 0
     hedged: bool = False
     wire_bytes: int = 0
+    peer: int = 0
 
     @property
     def ok(self) -> bool:
@@ -113,6 +122,7 @@ class Transport:
 
         self._core = _core.ClientCore(get_net_thread(), os.urandom(32))
         self._schemas: dict[tuple[int, str], ExpertSchema] = {}
+        self._names: dict[int, str] = {}
         self._keys: dict[tuple[str, int], bytes] = {}
         self._links: dict[int, LinkSpeed] = {}
         self._lent: list[tuple[Any, Any]] = []  # tensors that frames still point into
@@ -138,7 +148,9 @@ class Transport:
         ip = resolve(host)
         if key is None and not insecure:
             key = self._trusted_key(ip, port)
-        return int(self._core.connect(ip, port, key))
+        peer = int(self._core.connect(ip, port, key))
+        self._names[peer] = f"server {host}:{port}"
+        return peer
 
     def _trusted_key(self, ip: str, port: int) -> bytes:
         """The key this address once answered with. It is asked again only when that server is down."""
@@ -166,7 +178,7 @@ class Transport:
             raise errors.PeerUnreachable(f"server {ip}:{port}: no answer on UDP port {port} within {timeout} s")
         return bytes(key)
 
-    def schema(self, address: ExpertAddress, timeout: float) -> ExpertSchema:
+    def schema(self, address: ExpertAddress, timeout: float | None) -> ExpertSchema:
         """Ask a server once what an expert takes and gives. Raises the typed error of the call."""
         known = self._schemas.get((address.peer, address.uid))
         if known is None:
@@ -181,15 +193,21 @@ class Transport:
             self._schemas[address.peer, address.uid] = known
         return known
 
-    def call_many(self, calls: Sequence[ExpertCall], timeout: float, quorum: Quorum | None = None) -> list[CallOutcome]:
+    def call_many(
+        self, calls: Sequence[ExpertCall], timeout: float | None, quorum: Quorum | None = None
+    ) -> list[CallOutcome]:
         """Run calls side by side; returns by `timeout` (s) with one outcome each, in order. Never raises for them.
+
+        Without a timeout every call has `DEFAULT_TIMEOUT` and the time its bytes need at `ASSUMED_RATE`; once calls of
+        its kind (server, expert, method, size) were measured, 5 s and four times the longest of the last 64, if that
+        is less. Forward calls may be retried at an expert's replicas, or hedged there after the 95th percentile.
 
         Outputs of failed calls hold garbage. After it returns no output is written any more.
         """
         self._lent = [(lease, kept) for lease, kept in self._lent if lease.busy]
         specs = [
             (
-                call.address.peer,
+                _holders(call),
                 call.address.uid,
                 call.method,
                 call.training,
@@ -201,6 +219,9 @@ class Transport:
             )
             for call in calls
         ]
+        adaptive = timeout is None
+        if timeout is None:
+            timeout = DEFAULT_TIMEOUT + max((_call_bytes(call) for call in calls), default=0) / ASSUMED_RATE
         extra: tuple[Any, ...] = ()
         if quorum is not None:
             extra = (
@@ -211,24 +232,24 @@ class Transport:
                 quorum.tokens,
                 list(quorum.row_offsets),
             )
-        outcomes, lease = self._core.call_many(specs, timeout, *extra)
+        outcomes, lease = self._core.call_many(specs, timeout, adaptive, *extra)
         if lease.busy:
             self._lent.append((lease, [call.inputs for call in calls]))
-        done = [_outcome(call, raw) for call, raw in zip(calls, outcomes, strict=True)]
+        done = [self._outcome(call, raw) for call, raw in zip(calls, outcomes, strict=True)]
         if any(AUTO in (*call.codecs, call.result_codec) for call in calls):
-            self._measure(calls, done)
+            self._measure(done)
         return done
 
     def link(self, peer: int) -> LinkSpeed:
         """What is known of the link to a server. It is measured by the calls that leave their codec to it ("auto")."""
         return self._links.setdefault(peer, LinkSpeed())
 
-    def _measure(self, calls: Sequence[ExpertCall], outcomes: Sequence[CallOutcome]) -> None:
+    def _measure(self, outcomes: Sequence[CallOutcome]) -> None:
         # Calls to one server share its link: all their bytes count, over the longest time that one of them travelled.
         by_peer: dict[int, list[CallOutcome]] = {}
-        for call, outcome in zip(calls, outcomes, strict=True):
+        for outcome in outcomes:
             if outcome.ok:
-                by_peer.setdefault(call.address.peer, []).append(outcome)
+                by_peer.setdefault(outcome.peer, []).append(outcome)
         for peer, done in by_peer.items():
             nbytes = sum(outcome.wire_bytes for outcome in done)
             round_trip = self.round_trip(peer) if nbytes >= MEASURED_BYTES else None
@@ -239,6 +260,40 @@ class Transport:
     def round_trip(self, peer: int) -> float | None:
         """Seconds of the quickest ping so far, None before the first answer. Sends another one, and does not wait."""
         return self._core.round_trip(peer)
+
+    def answered_by(self, address: ExpertAddress, outcome: CallOutcome) -> ExpertAddress:
+        """The one holder of an expert that answered a forward call: its backward call goes there."""
+        if outcome.peer == address.peer:
+            return address
+        return ExpertAddress(address.uid, outcome.peer, self._server_name(outcome.peer, address.server))
+
+    def counters(self) -> dict[str, int]:
+        """Totals of this process: calls, retries, hedges, hedges_won, over_budget (retries and hedges not made)."""
+        return dict(self._core.counters())
+
+    def _server_name(self, peer: int, default: str) -> str:
+        return self._names.get(peer, default)
+
+    def _outcome(self, call: ExpertCall, raw: tuple[Any, ...]) -> CallOutcome:
+        code, message, detail, retry_after_ms, queue_us, service_us, batch_rows, description, *rest = raw
+        wait_us, elapsed, peer, retried, hedged, wire_bytes = rest
+        error = None
+        if code != errors.OK:
+            context = call.context_at(self._server_name(peer, call.address.server))
+            error = errors.make_error(code, message, detail, retry_after_ms, context)
+        return CallOutcome(
+            error,
+            queue_us / 1e6,
+            service_us / 1e6,
+            batch_rows,
+            description,
+            wait_us / 1e6,
+            elapsed,
+            retried,
+            hedged,
+            wire_bytes,
+            peer,
+        )
 
     def ping(self, peer: int, timeout: float) -> float | None:
         """Round trip in seconds of a ping that the server's network thread answers; None if there was no answer."""
@@ -272,9 +327,10 @@ def _specs(tensors: Sequence[torch.Tensor]) -> list[tuple[int, int, tuple[int, .
     return [(tensor.data_ptr(), DTYPE_CODES[tensor.dtype], tuple(tensor.shape)) for tensor in tensors]
 
 
-def _outcome(call: ExpertCall, raw: tuple[Any, ...]) -> CallOutcome:
-    code, message, detail, retry_after_ms, queue_us, service_us, batch_rows, description, wire_bytes = raw
-    error = None
-    if code != errors.OK:
-        error = errors.make_error(code, message, detail, retry_after_ms, call.context)
-    return CallOutcome(error, queue_us / 1e6, service_us / 1e6, batch_rows, description, wire_bytes=wire_bytes)
+def _holders(call: ExpertCall) -> list[int]:
+    # A backward call belongs where its forward call was answered.
+    return [call.address.peer, *(() if call.method == BACKWARD else call.address.replicas)]
+
+
+def _call_bytes(call: ExpertCall) -> int:
+    return sum(tensor.nbytes for tensor in (*call.inputs, *call.outputs))

@@ -33,9 +33,11 @@ public:
     return Sent::kAccepted;
   }
   void release(PeerId) override { ++released; }
+  void probe(PeerId) override { ++probes; }
 
   std::deque<Message> queue;
   size_t released = 0;
+  size_t probes = 0;
   size_t capacity = SIZE_MAX;
   size_t largest_chunk = 0;
   bool gone = false;
@@ -110,7 +112,7 @@ inline Buffer pattern(size_t size, unsigned seed) {
 
 // A client and a server joined by two memory links, and the steps that move frames between them.
 struct Pair {
-  explicit Pair(uint64_t boot_id = 1) : server(to_client, handler, allocator, boot_id) {}
+  explicit Pair(uint64_t boot_id = 1) { server.emplace(to_client, handler, allocator, boot_id); }
 
   OutgoingCall call(const std::vector<Buffer>& tensors, Time deadline) {
     OutgoingCall out;
@@ -133,7 +135,7 @@ struct Pair {
     owner->bytes = std::move(message.chunk);
     ReceivedChunk chunk{owner->bytes, nullptr};
     chunk.owner = std::move(owner);
-    server.on_frames(now, message.peer, message.header, std::move(chunk));
+    server->on_frames(now, connection, message.header, std::move(chunk));
     client.on_writable(now, message.peer);
     return true;
   }
@@ -143,8 +145,9 @@ struct Pair {
       return false;
     const auto message = std::move(to_client.queue.front());
     to_client.queue.pop_front();
-    client.on_frames(now, message.peer, message.header, message.chunk);
-    server.on_writable(message.peer);
+    if (message.peer == connection) // what an earlier connection still carried is lost
+      client.on_frames(now, 1, message.header, message.chunk);
+    server->on_writable(message.peer);
     return true;
   }
 
@@ -164,16 +167,31 @@ struct Pair {
     result.header.tensors = call.header.tensors;
     result.bytes = allocator.allocate(call.bytes.size());
     std::memcpy(result.bytes.get(), call.bytes.data(), call.bytes.size());
-    server.reply(call.key, std::move(result));
+    server->reply(now, call.key, std::move(result));
+  }
+
+  // The connection breaks, everything on its way is lost, and a new one is made.
+  void reconnect() {
+    to_server.queue.clear();
+    to_client.queue.clear();
+    ++connection;
+  }
+
+  // The server dies with everything it knows, and another one takes its place.
+  void restart(uint64_t boot_id) {
+    reconnect();
+    handler.calls.clear();
+    server.emplace(to_client, handler, allocator, boot_id);
   }
 
   void advance(Duration duration) {
     now += duration;
     client.on_timer(now);
-    server.on_timer(now);
+    server->on_timer(now);
   }
 
   Time now = kSecond;
+  PeerId connection = 1; // as the server numbers it; to the client the server is peer 1
   SeededRng rng{7};
   MemoryLink to_server;
   MemoryLink to_client;
@@ -182,7 +200,7 @@ struct Pair {
   std::vector<std::pair<PeerId, bool>> events;
   Client client{
       to_server, rng, {}, [this](PeerId peer, bool up) { events.emplace_back(peer, up); }};
-  Server server;
+  std::optional<Server> server;
 };
 
 } // namespace lah::rpc

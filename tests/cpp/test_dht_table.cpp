@@ -3,10 +3,10 @@
 
 #include <algorithm>
 
+#include "base/rtt.hpp"
 #include "dht/lookup.hpp"
 #include "dht/pending.hpp"
 #include "dht/routing_table.hpp"
-#include "dht/rtt.hpp"
 
 namespace lah::dht {
 namespace {

@@ -1,11 +1,12 @@
 #pragma once
 
+#include <array>
 #include <optional>
 
 #include "base/time.hpp"
-#include "dht/id.hpp"
 
-namespace lah::dht {
+
+namespace lah {
 
 inline constexpr Duration kRtoMin = milliseconds(20);
 inline constexpr Duration kRtoMax = milliseconds(1500);
@@ -39,4 +40,4 @@ private:
   size_t count_ = 0;
 };
 
-} // namespace lah::dht
+} // namespace lah

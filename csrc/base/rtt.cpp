@@ -1,8 +1,8 @@
-#include "dht/rtt.hpp"
+#include "base/rtt.hpp"
 
 #include <algorithm>
 
-namespace lah::dht {
+namespace lah {
 
 void RttEstimator::sample(Duration rtt) {
   backoff_ = 0;
@@ -40,4 +40,4 @@ Duration NetworkRtt::rto() const {
   return std::clamp(sorted[static_cast<size_t>(rank)] * 5 / 4, kRtoMin, kRtoMax);
 }
 
-} // namespace lah::dht
+} // namespace lah
