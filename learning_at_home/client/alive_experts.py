@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor
 
@@ -16,6 +16,9 @@ from learning_at_home.client.transport import ExpertAddress, Transport
 
 if TYPE_CHECKING:
     from learning_at_home.network import TesseractNetwork
+
+_Place: TypeAlias = tuple[str, int, bytes, int]  # host, port, public key, boot id
+_Holders: TypeAlias = tuple[int, str, tuple[int, ...]]  # connection, server, connections of replicas
 
 _POLL = 0.005  # seconds between looks at the map while waiting for it
 _SUSPECT_FOR = 60.0  # seconds: a record's lifetime; forgiven as soon as the server answers
@@ -57,13 +60,14 @@ class AliveExperts:
         replicas = self.network.replicas(self.prefix, self.grid)
         version, entries = self.network.alive(self.prefix, self.grid)
         experts = {}
+        known: dict[tuple[_Place, ...], _Holders | None] = {}  # experts of the same servers share them
         for flat_id, uid, *first in entries:
-            places: list[Any] = [first, *replicas.get(flat_id, ())]
-            holders = {self._connect(*place): place for place in places}
-            living = [peer for peer in holders if peer not in down]
-            if living:
-                host, port, *_ = holders[living[0]]
-                experts[flat_id] = ExpertAddress(uid, living[0], f"server {host}:{port}", tuple(living[1:]))
+            places: Any = (tuple(first), *replicas.get(flat_id, ()))
+            if places not in known:
+                known[places] = self._living(places, down)
+            holders = known[places]
+            if holders is not None:
+                experts[flat_id] = ExpertAddress(uid, *holders)
         self.view = AliveView(experts, ops.alive_bitmap(list(experts), math.prod(self.grid)))
         self._seen = (version, down)
         return self.view
@@ -78,10 +82,17 @@ class AliveExperts:
                 return False
             time.sleep(_POLL)
 
-    def _connect(self, host: str, port: int, key: bytes, boot_id: int) -> int:
-        peer = self.transport.connect(host, port, key)
-        self.owners[peer] = key, boot_id
-        return peer
+    def _living(self, places: Sequence[_Place], down: frozenset[int]) -> _Holders | None:
+        living: dict[int, str] = {}
+        for host, port, key, boot_id in places:
+            peer = self.transport.connect(host, port, key)
+            self.owners[peer] = key, boot_id
+            if peer not in down:
+                living.setdefault(peer, f"server {host}:{port}")
+        if not living:
+            return None
+        peer, *others = living
+        return peer, living[peer], tuple(others)
 
     def _tell_network(self, down: frozenset[int]) -> None:
         """Another owner of the same coordinates shall be chosen while a server is silent, or its own next life."""
