@@ -13,6 +13,7 @@ from learning_at_home.client.gating_function import GatingFunction
 from learning_at_home.client.remote_expert import RemoteExpert
 from learning_at_home.nested import nested_compare, nested_flatten, nested_map, nested_pack
 from learning_at_home.network import TesseractNetwork
+from learning_at_home.nn.registry import register_expert_class
 from learning_at_home.runtime.expert_backend import ExpertBackend
 from learning_at_home.runtime.runtime import TesseractRuntime
 from learning_at_home.runtime.task_pool import TaskPool
@@ -37,6 +38,7 @@ __all__ = [
     "nested_flatten",
     "nested_map",
     "nested_pack",
+    "register_expert_class",
 ]
 
 # Names of the original that have no place in one process with a C++ core.

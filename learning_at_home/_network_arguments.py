@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -58,3 +59,46 @@ def record_name(name: str | bytes) -> bytes:
     if not isinstance(encoded, bytes) or not encoded or len(encoded) > 1024:
         raise InvalidArgument(f"name: expected 1 to 1024 bytes or characters, got {name!r}")
     return encoded
+
+
+def parse_announce(text: str) -> tuple[str, int | None]:
+    """Host and port of an `announce` argument, as people write addresses; the port is None if it names none.
+
+    "host", "host:port", "::1", "[::1]", "[::1]:port". Raises InvalidArgument on anything else.
+    """
+    problem = InvalidArgument(f"announce: expected 'host', 'host:port' or '[address]:port', got {text!r}")
+    if not isinstance(text, str):
+        raise problem
+    if text.count(":") > 1 and not text.startswith("["):
+        return text, None
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or rest[:1] not in ("", ":"):
+            raise problem
+    else:
+        host, colon, port = text.partition(":")
+        rest = colon + port
+    number = rest[1:]
+    if not host or (rest and not (number.isascii() and number.isdigit() and 0 < int(number) < 65536)):
+        raise problem
+    return host, int(number) if rest else None
+
+
+def join_address(host: str, port: int) -> str:
+    """1.2.3.4:8081 or [::1]:8081."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def address_for_others(host: str, observed: str | None) -> str:
+    """Where a node that listens on `host` can be reached, as far as it can know: what peers see, then what its own
+    routes say, then loopback."""
+    if not ipaddress.ip_address(host).is_unspecified:
+        return host
+    if observed is not None and not ipaddress.ip_address(observed).is_loopback:
+        return observed
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # of RFC 5737, nobody's; connecting UDP sends nothing
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from learning_at_home._net_thread import get_net_thread
 from learning_at_home._network_arguments import (
+    address_for_others,
     checked_peer,
     checked_port,
+    join_address,
+    parse_announce,
     record_name,
     resolved,
     schema_hash_of,
@@ -21,6 +24,8 @@ from learning_at_home._network_arguments import (
 from learning_at_home.errors import InvalidArgument
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from learning_at_home.client.remote_expert import RemoteExpert
 
 UPDATE_PERIOD = 20.0  # seconds between declarations of a server
@@ -180,9 +185,26 @@ class TesseractNetwork:
         """
         return dict(self._running.status())
 
+    def own_address(self, announce: str | None = None, wait: float = 2.0) -> tuple[str, int]:
+        """Where others can reach this node, as an initial peer of theirs: (host, port).
+
+        announce: "host", "host:port" or "[::1]:port", where the node cannot know (containers, forwarded ports).
+        wait: seconds to wait for peers that see our address; without any, our own routes must tell.
+        """
+        if announce is not None:
+            host, port = parse_announce(announce)
+            return host, self.port if port is None else port
+        if self._peers:
+            self.wait_ready(wait)
+        return address_for_others(self._host, self.status()["observed"]), self.port
+
+    def initial_peers_line(self, announce: str | None = None) -> str:
+        """What others paste into a command line to join here: ``--peer HOST:PORT``. See `own_address`."""
+        return f"--peer {join_address(*self.own_address(announce))}"
+
     def ping(self, host: str, port: int, timeout: float = 2.0) -> float | None:
         """Round trip in seconds of a PING that the other node's network thread answers, or None."""
-        return self._optional_float(self._running.ping(resolved("host", host), checked_port("port", port), timeout))
+        return self._running.ping(resolved("host", host), checked_port("port", port), timeout)
 
     # --- records --------------------------------------------------------------------------------------------
 
@@ -281,6 +303,17 @@ class TesseractNetwork:
             raise InvalidArgument(f"k: expected at least 1, got {k}")
         return list(self._running.first_k_active(uid_list("prefixes", prefixes), k, timeout))
 
+    def fetch_expert(
+        self, uid: str, module: nn.Module | Callable[[], nn.Module] | None = None, timeout: float = 60.0
+    ) -> Any:
+        """Download an expert from its server: a state_dict, or `module` (or what it returns) with that loaded.
+
+        Raises ExpertNotFound; NotPermitted by servers without `allow_fetch=True`; SchemaMismatch: other tensors; ...
+        """
+        from learning_at_home.client.fetch import fetch_expert
+
+        return fetch_expert(self, uid, module, timeout)
+
     def watch(self, prefix: str, grid: Sequence[int], period: float = 1.0) -> None:
         """Keep the alive map of a grid fresh in the background, asking the network every `period` seconds."""
         key = (prefix, tuple(int(size) for size in grid))
@@ -363,7 +396,3 @@ class TesseractNetwork:
                 RuntimeWarning,
                 stacklevel=3,
             )
-
-    @staticmethod
-    def _optional_float(value: float | None) -> float | None:
-        return None if value is None else float(value)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -70,9 +71,10 @@ def swarm(
     uids: Iterable[str],
     make_expert: Callable[[], nn.Module] = Block,
     make_backend: Callable[..., lib.ExpertBackend] = sgd_backend,
+    serve: Mapping[str, Any] | None = None,
     **kwargs: object,
 ) -> Iterator[Swarm]:
-    """Serve one expert for each uid; yields when everything is up."""
+    """Serve one expert for each uid; yields when everything is up. `serve`: arguments of the server."""
     torch.manual_seed(0)
     experts = {uid: make_expert() for uid in uids}
     local = copy.deepcopy(experts)
@@ -80,7 +82,7 @@ def swarm(
     with (
         lib.TesseractNetwork(port=0, host="127.0.0.1") as root,
         lib.TesseractNetwork(("127.0.0.1", root.port), port=0, host="127.0.0.1") as serving,
-        lib.TesseractServer(serving, backends, port=0) as server,
+        lib.TesseractServer(serving, backends, port=0, **(serve or {})) as server,
         lib.TesseractNetwork(("127.0.0.1", root.port), port=0, host="127.0.0.1") as network,
     ):
         yield Swarm(server, network, backends, local)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,6 @@ import typer
 
 import learning_at_home as lib
 from learning_at_home.cli.options import expert_uids, parse_grid, parse_peers
-from learning_at_home.nn.experts import EXPERTS, FeedForwardExpert, NopExpert
 
 START_SECONDS = 60.0
 COMMAND = [sys.executable, "-m", "learning_at_home.cli.main"]
@@ -73,28 +73,6 @@ def test_grids_and_peers() -> None:
             parse_peers([wrong])
 
 
-@pytest.mark.parametrize("name", sorted(EXPERTS))
-def test_built_in_experts_keep_shapes_and_can_be_scripted(name: str) -> None:
-    expert = torch.jit.script(EXPERTS[name](12))
-    x = torch.randn(5, 12, requires_grad=True)
-    out = expert(x)
-    assert out.shape == x.shape
-    out.sum().backward()
-    assert x.grad is not None
-    assert list(expert.parameters())  # an optimizer wants some
-
-
-def test_built_in_experts_compute_what_they_say() -> None:
-    x = torch.randn(4, 6)
-    assert NopExpert(6)(x).equal(x)
-    expert = FeedForwardExpert(6, inner=3)
-    for parameter in expert.layers[-1].parameters():
-        torch.nn.init.zeros_(parameter)
-    assert expert(x).equal(x)  # residual
-    with pytest.raises(ValueError, match="inner=0"):
-        FeedForwardExpert(6, inner=0)
-
-
 def test_network_and_server_serve_and_end_on_signals(start: Start) -> None:
     network = start("network", "--port", "0")
     _, _, address = ready_line(network).split()
@@ -118,6 +96,60 @@ def test_network_and_server_serve_and_end_on_signals(start: Start) -> None:
         assert process.wait(timeout=30) == 0
 
 
+CUSTOM = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import learning_at_home as lib
+
+@dataclass  # looks its own module up
+class Factor:
+    value: float = 2.0
+
+@lib.register_expert_class("twice", lambda batch, hidden: torch.empty(batch, hidden))
+class Twice(torch.nn.Module):
+    def __init__(self, hidden):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.full((hidden,), Factor().value))
+
+    def forward(self, x):
+        return self.factor * x
+"""
+
+
+def test_a_users_own_expert_is_served_saved_fetched_and_found_again(start: Start, tmp_path: Path) -> None:
+    code, saved = tmp_path / "own.py", tmp_path / "saved"
+    code.write_text(CUSTOM)
+    arguments = ["server", "--port", "0", "--hidden", "4", "--grid", "1", "--optimizer", "sgd", "--lr", "0.25"]
+    arguments += ["--custom-module", str(code), "--expert", "twice", "--allow-fetch"]
+    arguments += ["--checkpoint-dir", str(saved), "--checkpoint-period", "3600", "--checkpoint-keep", "1"]
+    x = torch.ones(1, 4)
+    for factor in (2.0, 1.75):
+        server = start(*arguments)
+        host, _, port = ready_line(server).split()[2].rpartition(":")
+        expert = lib.RemoteExpert("expert.0", host, int(port))
+        assert expert.fetch_state()["factor"].tolist() == [factor] * 4
+        assert expert(x).equal(factor * x)
+        expert(x).sum().backward()  # the factor falls by 0.25
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(timeout=30) == 0
+        assert len(list(saved.iterdir())) == 1
+
+
+def test_commands_print_how_others_join(start: Start) -> None:
+    network = start("network", "--port", "0", "--host", "127.0.0.1")
+    _, _, address = ready_line(network).split()
+    port = address.rpartition(":")[2]
+    assert ready_line(network) == f"Join from the command line: --peer {address}\n"
+    assert ready_line(network) == f'Join from Python: TesseractNetwork(("127.0.0.1", {port}))\n'
+    network = start("network", "--port", "0", "--announce", "[2001:db8::1]:9000")
+    ready_line(network)
+    assert ready_line(network) == "Join from the command line: --peer [2001:db8::1]:9000\n"
+    assert ready_line(network) == 'Join from Python: TesseractNetwork(("2001:db8::1", 9000))\n'
+
+
 def test_ends_with_its_parent(start: Start) -> None:
     network = start("network", "--port", "0", "--exit-with-parent")
     ready_line(network)
@@ -131,16 +163,17 @@ def test_ends_with_its_parent(start: Start) -> None:
     network.stdin = None  # communicate() would flush it
 
 
-def test_wrong_option_is_named_without_a_traceback() -> None:
+@pytest.mark.parametrize("wrong", ["--grid=8by8", "--expert=fnn", "--custom-module=nowhere.py"])
+def test_wrong_option_is_named_without_a_traceback(wrong: str) -> None:
     done = subprocess.run(
-        [*COMMAND, "server", "--hidden", "8", "--grid", "8by8"],
+        [*COMMAND, "server", "--hidden", "8", wrong],
         capture_output=True,
         text=True,
         timeout=START_SECONDS,
         check=False,
     )
     assert done.returncode == 2
-    assert "--grid" in done.stderr
+    assert wrong.partition("=")[0] in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -23,6 +23,7 @@ bool CallGroup::Slot::on_result(const rpc::ResultMessage& result) {
   if (call.collect > 0) {
     if (result.tensors.size() != 1 || result.tensors.front().wire_bytes > call.collect)
       return false;
+    collected.clear(); // of an attempt that broke off
     collect_bytes = result.tensors.front().wire_bytes;
     return true;
   }

@@ -1,14 +1,18 @@
 """``learning-at-home``: run a node of the network or serve experts, without writing Python.
 
 Both long-running commands print one line to stdout when they are up, ``READY network HOST:PORT`` or
-``READY server HOST:PORT experts=N``, and end with status 0 on SIGINT and SIGTERM.
+``READY server HOST:PORT experts=N``, then two that say how others join this node, and end with status 0 on SIGINT
+and SIGTERM.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import platform
+import sys
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 
 import torch
 import typer
@@ -16,12 +20,15 @@ from rich.console import Console
 from torch import nn
 
 import learning_at_home as lib
+from learning_at_home._network_arguments import join_address
 from learning_at_home.cli import options
 from learning_at_home.cli.lifetime import Lifetime
-from learning_at_home.nn.experts import EXPERTS
+from learning_at_home.nn.registry import ExpertClass, find_expert_class
 from learning_at_home.ops.library import has_kernel
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+_OBSERVED_TIMEOUT = 2.0  # seconds to wait for peers to tell our address
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
@@ -31,6 +38,7 @@ def network(
     peer: options.Peers = [],  # noqa: B006  typer copies its defaults
     host: options.Host = "0.0.0.0",
     port: options.UdpPort = 8081,
+    announce: options.Announce = None,
     exit_with_parent: options.ExitWithParent = False,
 ) -> None:
     """Run a node of the network: a place where others join. It serves no experts."""
@@ -39,7 +47,7 @@ def network(
         Lifetime(with_parent=exit_with_parent) as lifetime,
         lib.TesseractNetwork(*peers, host=host, port=port) as node,
     ):
-        _say_ready(f"READY network {'127.0.0.1' if host == '0.0.0.0' else host}:{node.port}")
+        _say_ready(f"READY network {'127.0.0.1' if host == '0.0.0.0' else host}:{node.port}", node, announce)
         lifetime.wait()
 
 
@@ -50,7 +58,8 @@ def server(
     prefix: options.Prefix = "expert",
     grid: options.Grid = "8x8",
     experts: options.Experts = "",
-    expert: options.Expert = options.ExpertKind.ffn,
+    expert: options.Expert = "ffn",
+    custom_module: options.CustomModule = None,
     optimizer: options.Optimizer = options.OptimizerKind.adam,
     lr: options.LearningRate = 1e-3,
     host: options.Host = "127.0.0.1",
@@ -61,11 +70,21 @@ def server(
     max_batch_size: options.MaxBatchSize = 2048,
     torch_threads: options.TorchThreads = 0,
     seed: options.Seed = None,
+    checkpoint_dir: options.CheckpointDir = None,
+    checkpoint_period: options.CheckpointPeriod = 60.0,
+    checkpoint_keep: options.CheckpointKeep = 2,
+    allow_fetch: options.AllowFetch = False,
     exit_with_parent: options.ExitWithParent = False,
 ) -> None:
     """Serve experts until Ctrl-C."""
     peers = options.parse_peers(peer)
     uids = options.expert_uids(experts, prefix, options.parse_grid(grid))
+    if custom_module is not None:
+        _run_file(custom_module)
+    try:
+        kind = find_expert_class(expert)
+    except lib.errors.InvalidArgument as error:
+        raise typer.BadParameter(str(error), param_hint="--expert") from error
     if torch_threads:
         torch.set_num_threads(torch_threads)
     if seed is not None:
@@ -74,16 +93,24 @@ def server(
     def make_optimizer(module: nn.Module) -> torch.optim.Optimizer:
         return OPTIMIZERS[optimizer.value](module.parameters(), lr=lr)  # type: ignore[call-arg]
 
-    backends = {
-        uid: _backend(uid, EXPERTS[expert.value](hidden), make_optimizer, hidden, max_batch_size) for uid in uids
-    }
-    where = None if device is None else torch.device(device)
+    backends = _backends(uids, kind, hidden, make_optimizer, max_batch_size)
     with (
         Lifetime(with_parent=exit_with_parent) as lifetime,
         lib.TesseractNetwork(*peers, port=network_port) as node,
-        lib.TesseractServer(node, backends, host, port, announce=announce, device=where) as serving,
+        lib.TesseractServer(
+            node,
+            backends,
+            host,
+            port,
+            announce=announce,
+            device=None if device is None else torch.device(device),
+            checkpoint_dir=checkpoint_dir,
+            checkpoint_period=checkpoint_period,
+            checkpoint_keep=checkpoint_keep,
+            allow_fetch=allow_fetch,
+        ) as serving,
     ):
-        _say_ready(f"READY server {serving.announce}:{serving.port} experts={len(uids)}")
+        _say_ready(f"READY server {serving.announce}:{serving.announce_port} experts={len(uids)}", node)
         lifetime.wait()
 
 
@@ -99,26 +126,43 @@ def version() -> None:
     )
 
 
-def _backend(
-    uid: str,
-    module: nn.Module,
-    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+def _backends(
+    uids: list[str],
+    kind: ExpertClass,
     hidden: int,
+    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
     max_batch_size: int,
-) -> lib.ExpertBackend:
-    rows = lib.BatchTensorProto(hidden)
-    return lib.ExpertBackend(
-        name=uid,
-        expert=module,
-        opt=make_optimizer(module),
-        args_schema=(rows,),
-        outputs_schema=rows,
-        max_batch_size=max_batch_size,
-    )
+) -> dict[str, lib.ExpertBackend]:
+    backends: dict[str, lib.ExpertBackend] = {}
+    outputs = None  # found out by the first
+    for uid in uids:
+        module = kind.make(hidden)
+        backends[uid] = lib.ExpertBackend(
+            name=uid,
+            expert=module,
+            opt=make_optimizer(module),
+            args_schema=kind.args_schema(hidden),
+            outputs_schema=outputs,
+            max_batch_size=max_batch_size,
+        )
+        outputs = backends[uid].outputs_schema
+    return backends
 
 
-def _say_ready(line: str) -> None:
+def _run_file(path: Path) -> None:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise typer.BadParameter(f"expected a Python file, got {path}", param_hint="--custom-module")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules.setdefault(path.stem, module)  # where TorchScript and dataclasses look for the code's names
+    spec.loader.exec_module(module)
+
+
+def _say_ready(line: str, node: lib.TesseractNetwork, announce: str | None = None) -> None:
     print(line, flush=True)
+    host, port = node.own_address(announce, wait=_OBSERVED_TIMEOUT)
+    print(f"Join from the command line: --peer {join_address(host, port)}", flush=True)
+    print(f'Join from Python: TesseractNetwork(("{host}", {port}))', flush=True)
     Console(stderr=True).print("[dim]Ctrl-C stops it.[/dim]")
 
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import math
 from enum import Enum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-
-class ExpertKind(str, Enum):
-    """What ``server --expert`` can serve."""
-
-    ffn = "ffn"
-    nop = "nop"
+from learning_at_home.nn.local_mixture import uid_of
 
 
 class OptimizerKind(str, Enum):
@@ -29,7 +25,10 @@ Peers = Annotated[
 UdpPort = Annotated[int, typer.Option(min=0, max=65535, help="UDP port of the node; 0 picks a free one.")]
 TcpPort = Annotated[int, typer.Option(min=0, max=65535, help="TCP port for calls; 0 picks a free one.")]
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
-Announce = Annotated[str | None, typer.Option(help="Address to tell trainers, where it is not the host's.")]
+Announce = Annotated[
+    str | None,
+    typer.Option(metavar="HOST[:PORT]", help="What to tell others, where it is not the host's own address and port."),
+]
 ExitWithParent = Annotated[
     bool, typer.Option("--exit-with-parent", help="Also end when stdin is closed, however the parent died.")
 ]
@@ -39,7 +38,23 @@ Grid = Annotated[str, typer.Option(help="Sizes of the prefix's grid, such as 32 
 Experts = Annotated[
     str, typer.Option(help="Grid cells START:STOP in row-major order, or uids with commas. Default: all.")
 ]
-Expert = Annotated[ExpertKind, typer.Option(help="The module to serve.")]
+Expert = Annotated[
+    str, typer.Option(metavar="NAME", help="ffn, transformer, nop, det_dropout, or one that --custom-module registers.")
+]
+CustomModule = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        help="A Python file to run first; its register_expert_class names become experts. It can do whatever you can.",
+    ),
+]
+CheckpointDir = Annotated[
+    Path | None, typer.Option(file_okay=False, help="Where to save the experts, and to find them at the next start.")
+]
+CheckpointPeriod = Annotated[float, typer.Option(min=0.01, help="Seconds between saves of experts that were updated.")]
+CheckpointKeep = Annotated[int, typer.Option(min=1, help="Saved generations of each expert to keep.")]
+AllowFetch = Annotated[bool, typer.Option("--allow-fetch", help="Let anybody download the experts' weights.")]
 Optimizer = Annotated[OptimizerKind, typer.Option(help="It steps after every backward batch.")]
 LearningRate = Annotated[float, typer.Option(min=0.0, help="The optimizer's learning rate.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... Default: cpu.")]
@@ -81,16 +96,8 @@ def expert_uids(value: str, prefix: str, grid: list[int]) -> list[str]:
         if not first.isdecimal() or not last.isdecimal() or not int(first) < int(last) <= cells:
             message = f"expected a range within 0:{cells}, got {value!r}"
             raise typer.BadParameter(message, param_hint="--experts")
-        return [_grid_uid(index, prefix, grid) for index in range(int(first), int(last))]
+        return [uid_of(index, grid, prefix) for index in range(int(first), int(last))]
     uids = [uid.strip() for uid in value.split(",")]
     if len(set(uids)) != len(uids) or not all(uids):
         raise typer.BadParameter(f"expected distinct uids, got {value!r}", param_hint="--experts")
     return uids
-
-
-def _grid_uid(index: int, prefix: str, grid: list[int]) -> str:
-    coordinates: list[str] = []
-    for size in reversed(grid):
-        index, coordinate = divmod(index, size)
-        coordinates.append(str(coordinate))
-    return ".".join([prefix, *reversed(coordinates)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +14,7 @@ from learning_at_home import ops
 from learning_at_home.client.alive_experts import AliveExperts, AliveView
 from learning_at_home.client.balance import add_gradient_of, balance_loss
 from learning_at_home.client.codec import CodecArgument, CodecChoice
+from learning_at_home.client.fetch import export_gate
 from learning_at_home.client.gate_stats import GateStats
 from learning_at_home.client.grad_scale import GradScale, checked_grad_scale, scale_now
 from learning_at_home.client.remote_expert import RemoteExpert, check_inputs, checked_priority
@@ -20,6 +22,7 @@ from learning_at_home.client.remote_mixture import RemotePlan, Waiting, remote_m
 from learning_at_home.client.transport import get_transport
 from learning_at_home.errors import InvalidArgument, LearningAtHomeError, NoExpertsAlive
 from learning_at_home.nested import nested_flatten, nested_pack
+from learning_at_home.nn.local_mixture import LocalMixture, MakeExpert
 from learning_at_home.ops.functions import MAX_CHOICES, MAX_EXPERTS
 from learning_at_home.schema import BatchTensorProto, ExpertSchema
 
@@ -185,6 +188,22 @@ class GatingFunction(nn.Module):
         alive = self.alive.refresh()
         route = ops.route_grid(logits, self.grid_size, k_best or self.k_best, alive=alive.bitmap)
         return [[self.alive.expert(alive.experts[e]) for e in chosen if e >= 0] for chosen in route.index.tolist()]
+
+    def export(
+        self, path: str | Path | None = None, *, make_expert: MakeExpert | None = None, timeout: float = 60.0
+    ) -> LocalMixture:
+        """Download the experts alive, from servers that permit it, into a module that computes the same without them.
+
+        Args:
+            path: a safetensors file to write, for `LocalMixture.load`.
+            make_expert: uid → module; by default experts are made of their registered class with `hidden=in_features`.
+            timeout: seconds for each expert.
+
+        Raises:
+            NoExpertsAlive; NotPermitted: no server gives its experts (if some do not, a warning says so);
+            InvalidArgument: `make_expert` is needed; SchemaMismatch: it made something else.
+        """
+        return export_gate(self, path, make_expert, timeout)
 
     def extra_repr(self) -> str:
         return f"grid_size={self.grid_size}, k_best={self.k_best}, uid_prefix={self.uid_prefix!r}"

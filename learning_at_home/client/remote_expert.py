@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from learning_at_home import errors
 from learning_at_home.client.codec import CodecArgument, CodecChoice
+from learning_at_home.client.fetch import fetch_state
 from learning_at_home.client.grad_scale import (
     GradScale,
     all_finite,
@@ -123,6 +124,14 @@ class RemoteExpert(nn.Module):
         dummy = torch.empty(0, requires_grad=True)  # keeps the node in the graph whatever the inputs need
         outputs = _RemoteCall.apply(dummy, self, schema, *[tensor.cpu() for tensor in inputs])
         return nested_pack([tensor.to(device) for tensor in outputs], schema.outputs)
+
+    def fetch_state(self, timeout: float = 60.0) -> dict[str, Tensor]:
+        """Download the state_dict of the expert's module, at most 256 MiB, as it is between two batches.
+
+        Raises:
+            NotPermitted: its server was not made with `allow_fetch=True`; and every error of a call.
+        """
+        return fetch_state(self.transport, self.address, timeout).tensors
 
     def extra_repr(self) -> str:
         return f"uid={self.uid!r}, host={self.host!r}, port={self.port}"

@@ -20,8 +20,8 @@ from learning_at_home.schema import DTYPE_CODES, ExpertSchema
 
 logger = logging.getLogger(__name__)
 
-FORWARD, BACKWARD, INFO = 1, 2, 3  # csrc/rpc/message.hpp: Method
-_PHASES = {FORWARD: "forward", BACKWARD: "backward", INFO: "info"}
+FORWARD, BACKWARD, INFO, STATE = 1, 2, 3, 4  # csrc/rpc/message.hpp: Method
+_PHASES = {FORWARD: "forward", BACKWARD: "backward", INFO: "info", STATE: "state"}
 
 DEFAULT_TIMEOUT = 30.0  # seconds that a call may take before it is known how long such calls take, ...
 ASSUMED_RATE = 1e6  # ... and the bytes per second that its tensors are given on top

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from learning_at_home.errors import CODES, ExpertError
 from learning_at_home.runtime.batch import BatchRunner, Part
+from learning_at_home.runtime.between_batches import BetweenBatches
 from learning_at_home.runtime.expert_backend import ExpertBackend
+from learning_at_home.runtime.state_pool import StatePool
 from learning_at_home.runtime.task_pool import TaskPool
 from learning_at_home.schema import TensorProto
 
@@ -28,10 +31,22 @@ class Lane:
         index: of this lane there.
         device: where its experts compute.
         pools: all pools of the core by their index, with their backend and whether they are for backward calls.
+        state_pools: those for fetching experts, by their index.
+
+    Attributes:
+        between_batches: runs functions of other threads between two batches.
     """
 
-    def __init__(self, core: Any, index: int, device: torch.device, pools: list[tuple[ExpertBackend, TaskPool, bool]]):
-        self._core, self._index, self._pools = core, index, pools
+    def __init__(
+        self,
+        core: Any,
+        index: int,
+        device: torch.device,
+        pools: list[tuple[ExpertBackend, TaskPool, bool]],
+        state_pools: Mapping[int, StatePool],
+    ):
+        self._core, self._index, self._pools, self._state_pools = core, index, pools, state_pools
+        self.between_batches = BetweenBatches(core.wake)
         self.device = device
         self._runner = BatchRunner(core)
         self._slab = _slab(_FIRST_SLAB, device)
@@ -40,7 +55,15 @@ class Lane:
         """Compute until the core is stopped."""
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        self.between_batches.open()
+        try:
+            self._serve()
+        finally:
+            self.between_batches.close()
+
+    def _serve(self) -> None:
         while True:
+            self.between_batches.run()
             try:
                 taken = self._core.take(self._index, self._slab.data_ptr(), self._slab.numel(), _TAKE_TIMEOUT)
             except StopIteration:
@@ -51,6 +74,9 @@ class Lane:
                 self._process(*taken)
 
     def _process(self, batch: int, pool_index: int, training: bool, offsets: list[int], rows: list[int]) -> None:
+        if pool_index in self._state_pools:
+            self._state_pools[pool_index].answer(self._core, batch)
+            return
         backend, pool, backward = self._pools[pool_index]
         try:
             total = sum(rows)

@@ -7,14 +7,18 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
 
 from learning_at_home.errors import InvalidArgument
 from learning_at_home.runtime.expert_backend import ExpertBackend
 from learning_at_home.runtime.lane import Lane
+from learning_at_home.runtime.state_pool import StatePool
 from learning_at_home.runtime.task_pool import TaskPool
+
+T = TypeVar("T")
 
 _FORWARD, _BACKWARD = 1, 2  # csrc/rpc/message.hpp: Method
 _INTERRUPTED = 130  # exit status of a process that an interrupt ended, as shells count
@@ -32,6 +36,7 @@ class TesseractRuntime:
             of uids (naming one twice gives it two threads); a dict uid → device places each.
         autocast_dtype: torch.bfloat16 runs experts under `torch.autocast`; parameters, inputs and outputs keep their
             dtypes. float16 is refused: its gradients underflow without loss scaling, which is the trainers' to do.
+        allow_fetch: give the experts' weights to anybody who asks.
         prefetch_batches, sender_threads: accepted for compatibility; results are sent by the network thread.
 
     Raises:
@@ -45,6 +50,7 @@ class TesseractRuntime:
         sender_threads: int = 1,
         device: Device | Sequence[Device] | Mapping[str, Device] | None = None,
         autocast_dtype: torch.dtype | None = None,
+        allow_fetch: bool = False,
     ):
         from learning_at_home import _core
 
@@ -66,7 +72,10 @@ class TesseractRuntime:
                 pool.register(self.core, method, lane_of[uid])
                 self._pools.append((backend, pool, method == _BACKWARD))
             self.core.set_description(uid, backend.schema.to_json())
-        self._lanes = [Lane(self.core, i, device, self._pools) for i, device in enumerate(self.devices)]
+        states = [StatePool(backend) for backend in expert_backends.values()] if allow_fetch else []
+        state_pools = {pool.register(self.core, lane_of[pool.backend.name]): pool for pool in states}
+        self._lane_of = lane_of
+        self._lanes = [Lane(self.core, i, device, self._pools, state_pools) for i, device in enumerate(self.devices)]
         self._threads: list[threading.Thread] = []
         self._owner = os.getpid()
         self._abandoned = False  # a wait for the running batches was interrupted
@@ -80,6 +89,13 @@ class TesseractRuntime:
         """Compute until `shutdown()`. Runs in the calling thread; further devices get threads of their own."""
         self._start_threads(self._lanes[1:])
         self._lanes[0].main()
+
+    def call_between_batches(self, uid: str, function: Callable[[], T], timeout: float) -> T:
+        """Call a function that touches an expert while no batch of it runs, and return what it returns.
+
+        Raises DeadlineExceeded if that did not happen within `timeout` seconds, and what the function raises.
+        """
+        return self._lanes[self._lane_of[uid]].between_batches.call(function, timeout)
 
     def start(self) -> None:
         """Run every device in a thread. An interpreter that exits meanwhile waits for the running batches."""

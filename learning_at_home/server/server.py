@@ -11,14 +11,17 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from learning_at_home._net_thread import get_net_thread
+from learning_at_home._network_arguments import parse_announce
 from learning_at_home.client.transport import resolve
 from learning_at_home.errors import InvalidArgument, LearningAtHomeError
 from learning_at_home.runtime.expert_backend import ExpertBackend
 from learning_at_home.runtime.runtime import TesseractRuntime
+from learning_at_home.server.checkpoints import Checkpoints
 
 if TYPE_CHECKING:
     from learning_at_home.network import TesseractNetwork
@@ -44,14 +47,21 @@ class TesseractServer:
         addr: the address to listen on and to announce. A wildcard ("0.0.0.0") needs `announce`.
         port: TCP, and UDP for callers that ask for the server's key; 0 picks one (see the `port` attribute).
         update_period: seconds between declarations; they expire after three periods.
-        announce: the address that trainers are told, where it differs from `addr`.
+        announce: the address that trainers are told, where it differs from `addr`: "host", or with forwarded ports
+            "host:port" or "[::1]:port" (forward the same UDP port too if trainers know nothing but the address).
         insecure: listen without encryption; loopback addresses only.
+        checkpoint_dir: where to save the experts, and to find them now if they were saved there; None saves nothing.
+            Weights, optimizer with its settings, scheduler and number of updates come back (see `Checkpoints`).
+        checkpoint_period: seconds between saves of experts that were updated, 60 by default.
+        checkpoint_keep: generations of each expert to keep, 2 by default.
+        allow_fetch: let anybody download the experts (`network.fetch_expert`); refused with `NotPermitted` by default.
         start: start and block, as in the original.
         conn_handler_processes: accepted for compatibility: one network thread serves every connection.
         **runtime_kwargs: of `TesseractRuntime`, e.g. `device`.
 
     Raises:
-        InvalidArgument: an address, port or backend that cannot be served.
+        InvalidArgument: an address, port or backend that cannot be served, a directory that cannot be used.
+        SchemaMismatch: a checkpoint of another expert.
     """
 
     def __init__(
@@ -66,6 +76,10 @@ class TesseractServer:
         *,
         announce: str | None = None,
         insecure: bool = False,
+        checkpoint_dir: str | Path | None = None,
+        checkpoint_period: float = 60.0,
+        checkpoint_keep: int = 2,
+        allow_fetch: bool = False,
         **runtime_kwargs: Any,
     ):
         if not 0 <= port <= 65535:
@@ -78,11 +92,19 @@ class TesseractServer:
             raise InvalidArgument(f"announce: needed with addr={addr!r}, so that trainers know where to call")
         if insecure and not address.is_loopback:
             raise InvalidArgument(f"insecure: only loopback addresses may go unencrypted, got addr={addr!r}")
-        self.announce = resolve(announce) if announce is not None else self.addr
+        host, self._announced_port = parse_announce(announce) if announce is not None else (self.addr, None)
+        self.announce = resolve(host)
         self.network, self.insecure, self.update_period = network, insecure, update_period
         self.boot_id = secrets.randbits(63) | 1
         self.port = port
-        self.runtime = TesseractRuntime(expert_backends, **runtime_kwargs)
+        self.runtime = TesseractRuntime(expert_backends, allow_fetch=allow_fetch, **runtime_kwargs)
+        self._checkpoints: Checkpoints | None = None
+        if checkpoint_dir is not None:
+            call = self.runtime.call_between_batches
+            self._checkpoints = Checkpoints(
+                checkpoint_dir, expert_backends, call, period=checkpoint_period, keep=checkpoint_keep
+            )
+            self._checkpoints.restore()
         self._seed = os.urandom(32) if network is None else network.identity
         self._hello: Any = None
         self._running = False
@@ -97,6 +119,22 @@ class TesseractServer:
         """What is served: uid → backend."""
         return self.runtime.expert_backends
 
+    @property
+    def announce_port(self) -> int:
+        """The TCP port that trainers are told."""
+        return self.port if self._announced_port is None else self._announced_port
+
+    @property
+    def last_checkpoint_error(self) -> str | None:
+        """Why the last attempt to save an expert failed; None if it did not."""
+        return None if self._checkpoints is None else self._checkpoints.last_error
+
+    def save_checkpoints(self) -> int:
+        """Save the experts that were updated since they were saved, now; returns how many. See `checkpoint_dir`."""
+        if self._checkpoints is None:
+            raise InvalidArgument("checkpoint_dir: this server was made without one, so it saves nothing")
+        return self._checkpoints.save()
+
     def start(self, block: bool = True) -> None:
         """Listen, declare, compute. With `block`, return after Ctrl-C or a `shutdown()` in another thread.
 
@@ -110,6 +148,8 @@ class TesseractServer:
                 self._listen()
                 self._running = True
                 self.runtime.start()
+                if self._checkpoints is not None:
+                    self._checkpoints.start()
                 atexit.register(self._end_with_interpreter)
                 self._declare()
             except BaseException:
@@ -122,18 +162,22 @@ class TesseractServer:
         """Withdraw the declaration, refuse what waits, finish the running batch, free the port.
 
         Returns True if the running batch ended within `timeout` seconds; if not, its callers are told that
-        the server is gone. Safe to call twice.
+        the server is gone, and updates since the last period's checkpoints are not saved. Safe to call twice.
         """
         if self._closed:
             return self.runtime.shutdown(timeout)
         self._closed = True
+        finished = False
         try:
             self._withdraw()
-            return self.runtime.shutdown(timeout)
+            finished = self.runtime.shutdown(timeout)
+            return finished
         finally:  # also when the wait is interrupted
             self.runtime.core.close()
             if self._hello is not None:
                 self._hello.close()
+            if self._checkpoints is not None:
+                self._checkpoints.close(save=finished)
             self._running = False
             self._ended.set()
             atexit.unregister(self._end_with_interpreter)
@@ -182,7 +226,7 @@ class TesseractServer:
         self.network.declare_experts(
             list(self.experts),
             self.announce,
-            self.port,
+            self.announce_port,
             schema_hashes=hashes,
             boot_id=self.boot_id,
             update_period=self.update_period,
