@@ -65,6 +65,7 @@ def test_every_call_of_a_step_is_told() -> None:
             assert call.batch_rows == call.rows
             assert call.service_time > 0
             assert call.queue_time >= 0
+            assert call.elapsed >= call.queue_time + call.service_time
             assert 0 <= call.wait_time < 60
         assert stats.wire_bytes == 5 * 2 * rows * HIDDEN * 4  # x and y; x, dy and dx; two experts a row
         assert (stats.hedged, stats.retried, stats.backward_skipped) == (0, 0, 0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
@@ -10,12 +11,15 @@ import torch
 from conftest import wait_until
 from local_swarm import HIDDEN, Block, sgd_backend
 from networks import HERE
+from torch import Tensor, nn
 
 import learning_at_home as lib
 
 
 @contextmanager
-def replicated(experts: int, holders: int) -> Iterator[tuple[lib.GatingFunction, list[lib.TesseractServer]]]:
+def replicated(
+    experts: int, holders: int, make_expert: Callable[[], nn.Module] = Block
+) -> Iterator[tuple[lib.GatingFunction, list[lib.TesseractServer]]]:
     """A gate over `expert.0`, ... each served by all of several servers."""
     with ExitStack() as stack:
         root = stack.enter_context(lib.TesseractNetwork(port=0, host=HERE))
@@ -23,7 +27,7 @@ def replicated(experts: int, holders: int) -> Iterator[tuple[lib.GatingFunction,
         for _ in range(holders):
             node = stack.enter_context(lib.TesseractNetwork((HERE, root.port), port=0, host=HERE))
             torch.manual_seed(0)
-            backends = {f"expert.{i}": sgd_backend(f"expert.{i}", Block()) for i in range(experts)}
+            backends = {f"expert.{i}": sgd_backend(f"expert.{i}", make_expert()) for i in range(experts)}
             servers.append(stack.enter_context(lib.TesseractServer(node, backends, port=0)))
         gate = lib.GatingFunction(
             in_features=HIDDEN, grid_size=[experts], network=root, k_best=experts, uid_prefix="expert", k_min=experts
@@ -80,3 +84,36 @@ def test_a_silent_holder_alone_is_left_out(index: int) -> None:
         gate.network.forgive(key)
         (again,) = gate.alive.refresh().experts.values()
         assert again == address
+
+
+class Waits(Block):
+    """Waits for `go_on` when given a 7."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.max() == 7:
+            self.go_on.wait(60)
+        return super().forward(x)
+
+
+def test_a_slow_holder_is_hedged_and_the_one_that_answered_learns() -> None:
+    with replicated(experts=1, holders=2, make_expert=Waits) as (gate, servers):
+        for _ in range(12):  # until it is known how long such calls take
+            gate(torch.ones(1, HIDDEN))
+        first = gate.alive.refresh().experts[0].server
+        slow, quick = sorted(servers, key=lambda server: not first.endswith(f":{server.port}"))
+        quick.experts["expert.0"].expert.go_on.set()
+        try:
+            gate(torch.full((1, HIDDEN), 7.0)).sum().backward()
+        finally:
+            slow.experts["expert.0"].expert.go_on.set()
+        stats = gate.last_stats
+        assert stats.failed == 0
+        assert stats.hedged == 1
+        assert stats.forward["expert.0"].server.endswith(f":{quick.port}")
+        assert stats.backward["expert.0"].server == stats.forward["expert.0"].server
+        assert ", hedged" in stats.summary()
+        assert [server.experts["expert.0"].updates for server in (slow, quick)] == [0, 1]

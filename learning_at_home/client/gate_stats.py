@@ -13,6 +13,7 @@ from learning_at_home.errors import LearningAtHomeError
 class CallStats:
     """One call of a step. Times in seconds; those that only the server knows are 0 if it did not answer.
 
+    server: the one that answered, or failed last, where the expert has replicas.
     queue_time, service_time, batch_rows: of the batch in which the server computed it.
     wait_time: how long another request would have waited there then.
     elapsed: from start to end, as the trainer saw it.
@@ -143,7 +144,7 @@ def _share(calls: int, failed: int) -> str:
 def _stats(call: ExpertCall, outcome: CallOutcome) -> CallStats:
     return CallStats(
         uid=call.address.uid,
-        server=call.address.server,
+        server=outcome.server,
         rows=len(call.inputs[0]),
         error=outcome.error,
         elapsed=outcome.elapsed,

@@ -90,7 +90,7 @@ class RemotePlan:
         outcomes = self.transport.call_many(calls, waiting.timeout, quorum)
         for call, outcome in zip(calls, outcomes, strict=True) if self.detect_anomalies else ():
             if outcome.ok and not all_finite(call.outputs):
-                outcome.error = NotFinite(f"{call.context}: the answer holds NaN or infinity")
+                outcome.error = NotFinite(f"{call.context_at(outcome.server)}: the answer holds NaN or infinity")
         self.stats.record(calls[0].method, calls, outcomes)
         return outcomes
 

@@ -79,7 +79,7 @@ class CallOutcome:
     elapsed: from start to end, as seen here.
     retried: how often it was sent again. hedged: whether a replica was asked too.
     wire_bytes: of the tensors of request and result, as they travelled.
-    peer: the connection that answered, or failed last.
+    peer, server: the connection that answered, or failed last, and the text that names it.
     """
 
     error: errors.LearningAtHomeError | None
@@ -93,6 +93,7 @@ class CallOutcome:
     hedged: bool = False
     wire_bytes: int = 0
     peer: int = 0
+    server: str = ""
 
     @property
     def ok(self) -> bool:
@@ -265,7 +266,7 @@ class Transport:
         """The one holder of an expert that answered a forward call: its backward call goes there."""
         if outcome.peer == address.peer:
             return address
-        return ExpertAddress(address.uid, outcome.peer, self._server_name(outcome.peer, address.server))
+        return ExpertAddress(address.uid, outcome.peer, outcome.server)
 
     def counters(self) -> dict[str, int]:
         """Totals of this process: calls, retries, hedges, hedges_won, over_budget (retries and hedges not made)."""
@@ -278,8 +279,9 @@ class Transport:
         code, message, detail, retry_after_ms, queue_us, service_us, batch_rows, description, *rest = raw
         wait_us, elapsed, peer, retried, hedged, wire_bytes = rest
         error = None
+        server = self._server_name(peer, call.address.server)
         if code != errors.OK:
-            context = call.context_at(self._server_name(peer, call.address.server))
+            context = call.context_at(server)
             error = errors.make_error(code, message, detail, retry_after_ms, context)
         return CallOutcome(
             error,
@@ -293,6 +295,7 @@ class Transport:
             hedged,
             wire_bytes,
             peer,
+            server,
         )
 
     def ping(self, peer: int, timeout: float) -> float | None:
