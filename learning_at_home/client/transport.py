@@ -206,6 +206,7 @@ class Transport:
         Outputs of failed calls hold garbage. After it returns no output is written any more.
         """
         self._lent = [(lease, kept) for lease, kept in self._lent if lease.busy]
+        links = [self.link(call.address.peer) for call in calls]
         specs = [
             (
                 _holders(call),
@@ -215,10 +216,10 @@ class Transport:
                 call.priority,
                 _specs(call.inputs),
                 _specs(call.outputs),
-                [self.link(call.address.peer).code(name) for name in call.codecs],
-                self.link(call.address.peer).code(call.result_codec),
+                [link.code(name) for name in call.codecs],
+                link.code(call.result_codec),
             )
-            for call in calls
+            for call, link in zip(calls, links, strict=True)
         ]
         adaptive = timeout is None
         if timeout is None:
@@ -243,7 +244,8 @@ class Transport:
 
     def link(self, peer: int) -> LinkSpeed:
         """What is known of the link to a server. It is measured by the calls that leave their codec to it ("auto")."""
-        return self._links.setdefault(peer, LinkSpeed())
+        known = self._links.get(peer)
+        return self._links.setdefault(peer, LinkSpeed()) if known is None else known
 
     def _measure(self, outcomes: Sequence[CallOutcome]) -> None:
         # Calls to one server share its link: all their bytes count, over the longest time that one of them travelled.
