@@ -125,8 +125,10 @@ class Ours:
         import learning_at_home as lib
 
         if codec not in self.coded:
-            port, insecure = self.address["port"], self.address["insecure"]
-            self.coded[codec] = lib.RemoteExpert(self.address["uid"], port=port, insecure=insecure, codec=codec)
+            at = self.address
+            self.coded[codec] = lib.RemoteExpert(
+                at["uid"], at["host"], at["port"], insecure=at["insecure"], codec=codec
+            )
         x = torch.randn(rows, self.hidden)
         times = []
         with torch.no_grad():
