@@ -304,11 +304,24 @@ def test_speed_is_bytes_over_the_time_that_they_travelled(blocks):
     transport, peer = expert.transport, expert.address.peer
     wait_until(lambda: transport.round_trip(peer) is not None, 30.0, "a round trip")
     link, round_trip = unmeasured_link(expert), transport.round_trip(peer)
-    call = ExpertCall(expert.address, FORWARD, [], [])
-    done = [
-        CallOutcome(None, 1.0, 2.0, 1, b"", elapsed=5.0, wire_bytes=30_000_000),
-        CallOutcome(None, 0.0, 1.0, 1, b"", elapsed=7.0 + round_trip, wire_bytes=30_000_000),  # longest on its way
-        CallOutcome(errors.Cancelled("late"), 0.0, 0.0, 0, b"", elapsed=30.0, wire_bytes=50_000_000),
-    ]
-    transport._measure([call] * 3, done)
+    measured = {"wire_bytes": 30_000_000, "peer": peer}
+    transport._measure(
+        [
+            CallOutcome(None, 1.0, 2.0, 1, b"", elapsed=5.0, **measured),
+            CallOutcome(None, 0.0, 1.0, 1, b"", elapsed=7.0 + round_trip, **measured),  # the longest on its way
+            CallOutcome(None, 0.0, 1.0, 1, b"", elapsed=20.0, retried=1, **measured),
+            CallOutcome(errors.Cancelled("late"), 0.0, 0.0, 0, b"", elapsed=30.0, **measured),
+        ]
+    )
     assert 10e6 * 6.0 / (6.0 + round_trip) <= link.speed <= 10e6 * 1.001
+
+
+def test_auto_measures_the_link_by_its_own_calls(blocks):
+    expert = blocks.expert("expert.3", codec="auto")
+    link, x = unmeasured_link(expert), torch.randn(MEASURED_BYTES // (4 * HIDDEN), HIDDEN)
+    wait_until(lambda: expert.transport.round_trip(expert.address.peer) is not None, 30.0, "a round trip")
+    with torch.no_grad():
+        expert(x[:10])
+        assert link.speed is None  # too small
+        wait_until(lambda: len(expert(x)) > 0 and link.speed is not None, 30.0, "a measured call")
+    assert link.speed > 0

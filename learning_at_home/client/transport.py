@@ -251,7 +251,7 @@ class Transport:
         # Calls to one server share its link: all their bytes count, over the longest time that one of them travelled.
         by_peer: dict[int, list[CallOutcome]] = {}
         for outcome in outcomes:
-            if outcome.ok:
+            if outcome.ok and not outcome.retried and not outcome.hedged:
                 by_peer.setdefault(outcome.peer, []).append(outcome)
         for peer, done in by_peer.items():
             nbytes = sum(outcome.wire_bytes for outcome in done)
