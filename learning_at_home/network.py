@@ -340,7 +340,8 @@ class TesseractNetwork:
         """Who else serves the experts of `alive`: the same uid, the same schema, another server.
 
         Which of the servers of an expert `alive` names is a lasting choice of this node's, different from other
-        nodes' and from expert to expert (rendezvous hashing), so that replicas share the work.
+        nodes' and from expert to expert (rendezvous hashing), so that replicas share the work. Each learns from the
+        gradients that it gets: nothing keeps their weights alike.
 
         Returns:
             flat_id → (host, port, public_key, boot_id) of up to 7 further servers, in the order in which they
