@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -343,3 +344,87 @@ def test_devices_run_their_batches_side_by_side(device):
 def test_devices_are_checked(device, text):
     with pytest.raises(errors.InvalidArgument, match=text):
         lib.TesseractRuntime({"expert.0": backend_of(Scale())}, device=device)
+
+
+BIG = 100_000  # rows: 1.6 MB, more than a chunk
+
+
+def big_answer(module: nn.Module, x: Tensor) -> tuple[Tensor, int]:
+    """A forward answer of an expert to a large request that is alone in its batch, and how much was not copied."""
+    backend = backend_of(module, max_batch_size=BIG)
+    with one_batch(backend) as runtime:
+        future = backend.get_pools()[0].submit_task(x)
+    y = future.result()[0]
+    assert runtime.shutdown(30.0)
+    return y, runtime.core.counters()["lent"]
+
+
+class Identity(Scale):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Keeps(Scale):
+    """Keeps its input and its output."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.x, self.y = x, x * 2.0
+        return self.y
+
+
+class Cached(Scale):
+    """Returns what it will write to with the next request."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.cache = torch.zeros_like(x) if not hasattr(self, "cache") else self.cache
+        return self.cache.copy_(x)
+
+
+class Tail(Scale):
+    """Returns a view of its input, with a part of it twice."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.view(2, -1, WIDTH)[1].repeat(2, 1) if len(x) < BIG else x.flip(0)[:].flip(0)
+
+
+@pytest.mark.parametrize(
+    ("module", "expected", "lent"),
+    [(Identity, 1.0, 2), (Scale, 1.0, 2), (Keeps, 2.0, 1), (Cached, 1.0, 1), (Tail, 1.0, 2)],
+)
+def test_large_lone_requests_and_results_are_not_copied(module, expected, lent):
+    x = torch.randn(BIG, WIDTH)
+    y, count = big_answer(module(), x)
+    assert torch.equal(y, x * expected)
+    assert count == lent  # the request, and the result if nobody else holds it
+
+
+def test_what_an_expert_keeps_of_a_request_stays():
+    class Remembers(Scale):
+        def forward(self, x: Tensor) -> Tensor:
+            kept.append(x)
+            return x * self.weight
+
+    kept: list[Tensor] = []
+    backend = backend_of(Remembers(), max_batch_size=BIG)
+    runtime = lib.TesseractRuntime({"expert.0": backend})
+    runtime.start()
+    for value in (1.0, 2.0, 3.0):
+        backend.get_pools()[0].submit_task(rows(value, BIG)).result()
+    assert runtime.shutdown(30.0)
+    for x, value in zip(kept, (1.0, 2.0, 3.0), strict=True):
+        assert torch.equal(x, rows(value, BIG))
+
+
+@pytest.mark.parametrize("module", [Identity, Cached, Scale])
+def test_large_results_over_the_network_are_those_of_their_request(module):
+    backend = backend_of(module(), max_batch_size=BIG)
+    with lib.TesseractServer(None, {"expert.0": backend}, port=0, insecure=True) as server:
+        expert = lib.RemoteExpert("expert.0", "127.0.0.1", server.port, insecure=True)
+        inputs = [torch.randn(BIG, WIDTH) for _ in range(6)]
+        with ThreadPoolExecutor(3) as callers, torch.no_grad():
+            for x, y in zip(inputs, callers.map(expert, inputs), strict=True):
+                assert torch.equal(y, x)
+        x = inputs[0].requires_grad_()
+        expert(x).sum().backward()
+        assert torch.equal(x.grad, torch.ones_like(x))
+        assert server.counters()["lent"] > 0

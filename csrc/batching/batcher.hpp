@@ -24,7 +24,8 @@ public:
 };
 
 // One batch, copied into the slab: input i of all rows lies at slab + offsets[i], the rows of the
-// first request first.
+// first request first. Large requests that are alone in their batch are not copied: then the
+// offsets are from `lent`, which is there as long as `owner`.
 struct Batch {
   uint64_t id = 0;
   uint32_t pool = 0;
@@ -32,6 +33,8 @@ struct Batch {
   bool training = true;
   std::vector<uint64_t> offsets;
   std::vector<uint64_t> request_rows;
+  MutableByteView lent = {};
+  std::shared_ptr<const void> owner = nullptr;
 };
 
 enum class Taken { kBatch, kTimeout, kStopped, kSlabTooSmall };
@@ -54,14 +57,17 @@ public:
   // Any thread. What a request of priority 0 that comes now would wait, on the busiest device.
   uint64_t wait_us() const override;
 
-  // Runtime thread of this lane. kSlabTooSmall leaves the batch pending and its need in
-  // `slab_bytes_needed`.
+  // Runtime thread of this lane, the only one to touch its pending batch. kSlabTooSmall leaves the
+  // batch pending and its need in `slab_bytes_needed`.
   Taken take(uint32_t lane, MutableByteView slab, Time deadline, Batch& batch,
              size_t& slab_bytes_needed);
   // Both answer some requests of a batch, named by their index in it (none named: all that are
-  // left); a batch ends with its last answer. `outputs` hold the rows of these requests only.
+  // left); a batch ends with its last answer. `outputs` hold the rows of these requests only; with
+  // `keep` they stay as they are until it is dropped, and a large result of one request is not
+  // copied.
   using Requests = std::vector<uint32_t>;
-  void finish(uint64_t batch_id, const Requests& requests, const std::vector<ByteView>& outputs);
+  void finish(uint64_t batch_id, const Requests& requests, const std::vector<ByteView>& outputs,
+              std::shared_ptr<const void> keep = nullptr);
   void fail(uint64_t batch_id, const Requests& requests, const Error& error);
 
   // Any thread. Answers everything that waits with kShuttingDown and lets take() return kStopped.
@@ -75,6 +81,7 @@ public:
     uint64_t rows = 0;
     uint64_t expired = 0;
     uint64_t failed = 0;
+    uint64_t lent = 0; // requests and results that were not copied
   };
   Counters counters() const;
 
@@ -104,13 +111,15 @@ private:
   Duration wait(uint32_t lane, uint8_t priority, Time now) const;
   std::optional<Error> refuse(const TaskPool& pool, const rpc::Call& call) const;
   std::vector<uint64_t> layout(const Running& running, size_t& bytes) const;
+  bool lend(Running& running, Batch& batch, size_t bytes);
   void fill(const Running& running, const std::vector<uint64_t>& offsets,
             MutableByteView slab) const;
   Running take_running(uint64_t batch_id, const Requests& requests);
   std::optional<rpc::OutgoingResult> result_of(const Running& running,
                                                const rpc::IncomingCall& call, Time now,
                                                const std::vector<ByteView>& outputs,
-                                               uint64_t first_row);
+                                               uint64_t first_row,
+                                               const std::shared_ptr<const void>& keep);
   bool may_lend_state();
   void drop_late(const rpc::CallKey& key);
   void send_fail(const rpc::CallKey& key, const Error& error);

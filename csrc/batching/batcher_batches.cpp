@@ -5,13 +5,27 @@
 #include "rpc/coded_tensors.hpp"
 
 namespace lah::batching {
+namespace {
+constexpr size_t kCopyBelow = size_t{128} << 10; // cheaper than lending
+
+bool all_raw(const std::vector<rpc::TensorMeta>& tensors) {
+  return std::all_of(tensors.begin(), tensors.end(), [](const rpc::TensorMeta& tensor) {
+    return tensor.codec == rpc::Codec::kRaw;
+  });
+}
+
+// A result of one chunk travels with its padding, which the tensors do not have.
+bool may_lend(const std::vector<rpc::TensorMeta>& result) {
+  return rpc::stream_bytes(result) > Limits::kChunkBytes && all_raw(result);
+}
+} // namespace
 
 Taken Batcher::take(uint32_t lane_index, MutableByteView slab, Time deadline, Batch& batch,
                     size_t& slab_bytes_needed) {
   std::vector<rpc::CallKey> expired;
   Taken taken = Taken::kTimeout;
   Lane& lane = lanes_[lane_index]; // no lane is added once the runtime threads run
-  const Running* running = nullptr;
+  Running* running = nullptr;
   {
     std::unique_lock lock(mutex_);
     while (true) {
@@ -40,18 +54,22 @@ Taken Batcher::take(uint32_t lane_index, MutableByteView slab, Time deadline, Ba
   for (const rpc::IncomingCall& call : running->calls)
     batch.request_rows.push_back(call_rows(call.header));
   batch.offsets = layout(*running, slab_bytes_needed);
-  if (slab.size() < slab_bytes_needed)
-    return Taken::kSlabTooSmall;
-  fill(*running, batch.offsets, slab);
+  const bool lent = lend(*running, batch, slab_bytes_needed);
+  if (!lent) {
+    if (slab.size() < slab_bytes_needed)
+      return Taken::kSlabTooSmall;
+    fill(*running, batch.offsets, slab);
+  }
   const std::lock_guard lock(mutex_);
   Running& started = running_.at(lane.pending);
   started.started = clock_.now();
-  for (rpc::IncomingCall& call : started.calls) { // the request's bytes are in the slab now
+  for (rpc::IncomingCall& call : started.calls) { // the request's bytes are the runtime's now
     call.frame.reset();
     call.buffer.reset();
     call.bytes = {};
   }
   ++counters_.batches;
+  counters_.lent += lent ? 1 : 0;
   counters_.rows += started.rows;
   lane.pending = 0;
   return Taken::kBatch;
@@ -65,6 +83,21 @@ std::vector<uint64_t> Batcher::layout(const Running& running, size_t& bytes) con
     bytes += align_up(input.row_bytes() * running.rows);
   }
   return offsets;
+}
+
+// A stream has its tensors where a batch of one request has them in the slab.
+bool Batcher::lend(Running& running, Batch& batch, size_t bytes) {
+  rpc::IncomingCall& call = running.calls.front();
+  const bool aligned = reinterpret_cast<uintptr_t>(call.bytes.data()) % kTensorAlign == 0;
+  if (running.calls.size() != 1 || !all_raw(call.header.tensors) || !aligned || bytes < kCopyBelow)
+    return false;
+  // Nobody else has the request's bytes: they are the batch's to write, as the slab is.
+  batch.lent = {const_cast<std::byte*>(call.bytes.data()), call.bytes.size()};
+  if (call.buffer)
+    batch.owner = std::move(call.buffer);
+  else
+    batch.owner = std::shared_ptr<const void>(std::move(call.frame));
+  return true;
 }
 
 void Batcher::fill(const Running& running, const std::vector<uint64_t>& offsets,
@@ -123,7 +156,7 @@ bool Batcher::may_lend_state() {
 }
 
 void Batcher::finish(uint64_t batch_id, const Requests& requests,
-                     const std::vector<ByteView>& outputs) {
+                     const std::vector<ByteView>& outputs, std::shared_ptr<const void> keep) {
   const Running running = take_running(batch_id, requests);
   const Time now = clock_.now();
   uint64_t first_row = 0;
@@ -134,7 +167,7 @@ void Batcher::finish(uint64_t batch_id, const Requests& requests,
       drop_late(call.key);
       continue;
     }
-    auto result = result_of(running, call, now, outputs, first_row);
+    auto result = result_of(running, call, now, outputs, first_row, keep);
     first_row += call_rows(call.header);
     if (!result) {
       send_fail(call.key, {ErrorCode::kOverloaded, "out of memory for the result", "", 1000});
@@ -158,7 +191,8 @@ void Batcher::drop_late(const rpc::CallKey& key) {
 std::optional<rpc::OutgoingResult> Batcher::result_of(const Running& running,
                                                       const rpc::IncomingCall& call, Time now,
                                                       const std::vector<ByteView>& outputs,
-                                                      uint64_t first_row) {
+                                                      uint64_t first_row,
+                                                      const std::shared_ptr<const void>& keep) {
   const std::vector<TensorSpec>& specs = pools_[running.pool].spec().outputs;
   const bool state = call.header.method == rpc::Method::kState;
   const uint64_t rows = state ? outputs.front().size() : call_rows(call.header);
@@ -169,6 +203,13 @@ std::optional<rpc::OutgoingResult> Batcher::result_of(const Running& running,
   result.header.wait_us = running.wait_us;
   for (const TensorSpec& spec : specs)
     result.header.tensors.push_back(rpc::with_codec(spec.meta(rows), call.header.result_codec));
+  if (keep && !state && running.calls.size() == 1 && may_lend(result.header.tensors)) {
+    result.tensors = outputs;
+    result.keep = keep;
+    const std::lock_guard lock(mutex_);
+    ++counters_.lent;
+    return result;
+  }
   result.bytes = allocator_.allocate(rpc::stream_bytes(result.header.tensors));
   if (!result.bytes)
     return std::nullopt;

@@ -61,11 +61,29 @@ std::optional<LocalResult> LocalCalls::wait(uint64_t ticket, Time until) {
 }
 
 void LocalCalls::reply(const rpc::CallKey& key, rpc::OutgoingResult result) {
-  if (key.peer == kHere)
-    return keep(key, {Error{}, std::move(result)});
+  if (key.peer == kHere) {
+    if (!result.keep || gather(result))
+      return keep(key, {Error{}, std::move(result)});
+    return keep(key, {Error{ErrorCode::kOverloaded, "out of memory for the result", "", 1000}, {}});
+  }
   const std::lock_guard lock(remote_mutex_);
   if (remote_ != nullptr)
     remote_->reply(key, std::move(result));
+}
+
+// Copies lent tensors into a stream; false if there is no memory for it.
+bool LocalCalls::gather(rpc::OutgoingResult& result) {
+  result.bytes = allocator_.allocate(rpc::stream_bytes(result.header.tensors));
+  if (!result.bytes)
+    return false;
+  size_t at = 0;
+  for (ByteView tensor : std::exchange(result.tensors, {})) {
+    if (!tensor.empty())
+      std::memcpy(result.bytes.get() + at, tensor.data(), tensor.size());
+    at += align_up(tensor.size());
+  }
+  result.keep.reset();
+  return true;
 }
 
 void LocalCalls::fail(const rpc::CallKey& key, const Error& error) {

@@ -32,6 +32,7 @@ public:
 private:
   static constexpr rpc::PeerId kHere = 0; // transports count from 1
   void keep(const rpc::CallKey& key, LocalResult result);
+  bool gather(rpc::OutgoingResult& result);
 
   Batcher& batcher_;
   ByteAllocator& allocator_;

@@ -24,6 +24,40 @@ std::vector<batching::TensorSpec> specs_from(const std::vector<TensorSpecTuple>&
   return specs;
 }
 
+// A request's memory as Python sees it; it stays until the last tensor in it is gone.
+struct LentBytes {
+  MutableByteView bytes;
+  std::shared_ptr<const void> owner;
+};
+
+// Python objects whose last use ends on threads without the GIL. They pile up here until somebody
+// comes by who holds it.
+class HeldObjects {
+public:
+  static std::shared_ptr<const void> hold(const std::shared_ptr<HeldObjects>& self,
+                                          py::object object) {
+    return {static_cast<const void*>(object.release().ptr()), [self](const void* held) {
+              const std::lock_guard lock(self->mutex_);
+              self->unused_.push_back(static_cast<PyObject*>(const_cast<void*>(held)));
+            }};
+  }
+
+  // With the GIL.
+  void drop() {
+    std::vector<PyObject*> unused;
+    {
+      const std::lock_guard lock(mutex_);
+      unused.swap(unused_);
+    }
+    for (PyObject* object : unused)
+      Py_DECREF(object);
+  }
+
+private:
+  std::mutex mutex_;
+  std::vector<PyObject*> unused_; // leaked if nobody comes any more
+};
+
 // A server's C++ half: the batcher, the memory of its requests, and (once listening) its socket.
 class ServerCore {
 public:
@@ -40,9 +74,12 @@ public:
       leak(std::move(bytes_));
       return;
     }
-    const GilRelease release;
-    batcher_->stop();
-    server_.reset();
+    {
+      const GilRelease release;
+      batcher_->stop();
+      server_.reset();
+    }
+    held_->drop();
   }
   ServerCore(const ServerCore&) = delete;
   ServerCore& operator=(const ServerCore&) = delete;
@@ -71,21 +108,29 @@ public:
     return *bound;
   }
 
-  void unlisten() {
+  void stop() {
+    batching::Batcher& batcher = this->batcher();
     const GilRelease release;
-    const std::lock_guard lock(server_mutex_);
-    server_.reset();
+    batcher.stop();
+  }
+
+  void unlisten() {
+    {
+      const GilRelease release;
+      const std::lock_guard lock(server_mutex_);
+      server_.reset();
+    }
+    held_->drop();
   }
 
   void close() {
-    const GilRelease release;
-    batcher().stop();
-    const std::lock_guard lock(server_mutex_);
-    server_.reset();
+    stop();
+    unlisten();
   }
 
-  // (batch id, pool, training, offsets, rows of each request), an int (the slab bytes needed), or
-  // None on timeout. Raises StopIteration once stopped.
+  // (batch id, pool, training, offsets, rows of each request, LentBytes or None: the batch is in
+  // the slab), an int (the slab bytes needed), or None on timeout. Raises StopIteration once
+  // stopped.
   py::object take(uint32_t lane, uintptr_t slab, size_t slab_bytes, double timeout) {
     batching::Batch batch;
     size_t needed = 0;
@@ -95,6 +140,7 @@ public:
       taken = batcher().take(lane, {reinterpret_cast<std::byte*>(slab), slab_bytes},
                              clock_.now() + seconds(timeout), batch, needed);
     }
+    held_->drop();
     if (taken == batching::Taken::kStopped)
       throw py::stop_iteration();
     if (taken == batching::Taken::kTimeout)
@@ -102,17 +148,25 @@ public:
     ++python_entries_;
     if (taken == batching::Taken::kSlabTooSmall)
       return py::int_(needed);
-    return py::make_tuple(batch.id, batch.pool, batch.training, batch.offsets, batch.request_rows);
+    return py::make_tuple(batch.id, batch.pool, batch.training, batch.offsets, batch.request_rows,
+                          batch.owner ? py::cast(LentBytes{batch.lent, std::move(batch.owner)})
+                                      : py::object(py::none()));
   }
 
+  // `keep` (the output tensors, or None): nothing else will write to the outputs as long as it
+  // lives, so they need not be copied.
   void finish(uint64_t batch, const std::vector<uint32_t>& requests,
-              const std::vector<std::pair<uintptr_t, size_t>>& outputs) {
+              const std::vector<std::pair<uintptr_t, size_t>>& outputs, const py::object& keep) {
+    held_->drop();
+    std::shared_ptr<const void> keeper;
+    if (!keep.is_none())
+      keeper = HeldObjects::hold(held_, keep);
     {
       const GilRelease release;
       std::vector<ByteView> views;
       for (const auto& [address, size] : outputs)
         views.emplace_back(reinterpret_cast<const std::byte*>(address), size);
-      batcher().finish(batch, requests, views);
+      batcher().finish(batch, requests, views, std::move(keeper));
     }
     ++python_entries_;
   }
@@ -175,6 +229,7 @@ public:
     out["rows"] = batching.rows;
     out["expired"] = batching.expired + calls.expired;
     out["failed"] = batching.failed;
+    out["lent"] = batching.lent;
     out["refused"] = calls.refused;
     out["bad_frames"] = calls.bad_frames;
     out["repeated"] = calls.repeated;
@@ -185,6 +240,7 @@ public:
 private:
   pid_t owner_;
   net::SystemClock clock_;
+  std::shared_ptr<HeldObjects> held_ = std::make_shared<HeldObjects>();
   std::unique_ptr<batching::BytePool> bytes_;
   std::unique_ptr<batching::Batcher> batcher_;
   std::unique_ptr<batching::LocalCalls> local_;
@@ -214,6 +270,10 @@ uint32_t add_pool(ServerCore& self, std::string uid, int method,
 } // namespace
 
 void bind_batching(py::module_& m) {
+  py::class_<LentBytes>(m, "LentBytes", py::buffer_protocol()).def_buffer([](LentBytes& self) {
+    return py::buffer_info(reinterpret_cast<uint8_t*>(self.bytes.data()),
+                           static_cast<py::ssize_t>(self.bytes.size()));
+  });
   py::class_<ServerCore>(m, "ServerCore")
       .def(py::init<>())
       .def("add_pool", &add_pool, py::arg("uid"), py::arg("method"), py::arg("inputs"),
@@ -231,13 +291,10 @@ void bind_batching(py::module_& m) {
       .def("submit", &ServerCore::submit)
       .def("wait", &ServerCore::wait)
       .def("wait_us", [](ServerCore& self) { return self.batcher().wait_us(); })
-      .def("finish", &ServerCore::finish)
+      .def("finish", &ServerCore::finish, py::arg("batch"), py::arg("requests"), py::arg("outputs"),
+           py::arg("keep") = py::none())
       .def("fail", &ServerCore::fail)
-      .def("stop",
-           [](ServerCore& self) {
-             const GilRelease release;
-             self.batcher().stop();
-           })
+      .def("stop", &ServerCore::stop)
       .def("wake",
            [](ServerCore& self) {
              const GilRelease release;

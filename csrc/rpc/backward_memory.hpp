@@ -16,6 +16,10 @@ namespace lah::rpc {
 struct OutgoingResult {
   ResultMessage header; // id, total_bytes and boot_id are filled in by the server
   SharedBytes bytes;    // the stream
+  // Instead of `bytes`, for a result of more than one chunk: its tensors, unchanged until `keep` is
+  // dropped.
+  std::vector<ByteView> tensors = {};
+  std::shared_ptr<const void> keep = nullptr;
 };
 
 class BackwardMemory {

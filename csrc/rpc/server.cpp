@@ -253,6 +253,8 @@ void Server::send_result(PeerId peer, const OutgoingResult& result) {
   outgoing.header = encode(result.header);
   outgoing.sending = StreamCursor(result.header.tensors);
   outgoing.bytes = result.bytes;
+  outgoing.tensors = result.tensors;
+  outgoing.keep = result.keep;
   send(peer, std::move(outgoing));
 }
 
@@ -315,7 +317,10 @@ Sent Server::send_next(PeerId peer, Outgoing& outgoing) {
   Piece piece;
   if (!outgoing.sending.done()) {
     piece = outgoing.sending.next();
-    chunk = {ByteView(outgoing.bytes.get() + piece.offset, piece.size), outgoing.bytes};
+    if (outgoing.keep)
+      chunk = {outgoing.tensors[piece.tensor].subspan(piece.begin, piece.size), outgoing.keep};
+    else
+      chunk = {ByteView(outgoing.bytes.get() + piece.offset, piece.size), outgoing.bytes};
   } else {
     chunk.bytes = outgoing.text;
   }

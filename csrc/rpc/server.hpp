@@ -83,6 +83,8 @@ private:
     Buffer header; // RESULT or ERROR; empty once sent
     RequestId id{};
     SharedBytes bytes;
+    std::vector<ByteView> tensors; // see OutgoingResult
+    std::shared_ptr<const void> keep;
     Buffer text; // of an ERROR
     StreamCursor sending;
     uint64_t credit = Limits::kCreditBytes;

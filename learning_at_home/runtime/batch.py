@@ -16,18 +16,24 @@ from learning_at_home.errors import CODES, ExpertError, Rejected
 from learning_at_home.runtime.expert_backend import ExpertBackend
 from learning_at_home.runtime.task_pool import TaskPool
 
+_LEND_FROM = 1 << 20  # bytes: csrc/base/limits.hpp, kChunkBytes
+_SLACK = 1 << 20  # bytes of a storage that may be held for nothing while a result is sent
 _MAX_MESSAGE = 500
 _MAX_TRACEBACK = 16_000  # csrc/base/limits.hpp: kErrorTextBytes
 
 
 @dataclass
 class Part:
-    """Some requests of batch `batch`: their indices, the rows of each, and their inputs laid end to end."""
+    """Some requests of batch `batch`: their indices, the rows of each, and their inputs laid end to end.
+
+    memory: the request's own bytes, if the inputs are views of them rather than copies.
+    """
 
     batch: int
     requests: list[int]
     rows: list[int]
     inputs: list[Tensor]
+    memory: Tensor | None = None
 
     def halves(self) -> tuple[Part, Part]:
         """The first half of the requests and the rest, as views."""
@@ -88,6 +94,7 @@ class BatchRunner:
     def _attempt(self, backend: ExpertBackend, pool: TaskPool, part: Part) -> bool:
         """Run a part and answer it; False, with nothing applied, if it must be halved first."""
         backend.update_begun = False
+        memory_uses = _uses(part.memory) if part.memory is not None else 0
         versions = [tensor._version for tensor in part.inputs]
         try:
             outputs = _checked(pool, sum(part.rows), pool.process_func(*part.inputs))
@@ -99,7 +106,9 @@ class BatchRunner:
             message = str(error) if cls is Rejected else f"{type(error).__name__}: {error}"
             self._fail(part, part.requests, cls, message, traceback.format_exc())
             return True
-        self._core.finish(part.batch, part.requests, [(tensor.data_ptr(), tensor.nbytes) for tensor in outputs])
+        lend = len(part.requests) == 1 and _may_lend(outputs, part.memory, memory_uses)
+        places = [(tensor.data_ptr(), tensor.nbytes) for tensor in outputs]
+        self._core.finish(part.batch, part.requests, places, outputs if lend else None)
         return True
 
     def _fail(self, part: Part, requests: list[int], cls: type[Exception], message: str, trace: str = "") -> None:
@@ -133,3 +142,26 @@ def _checked(pool: TaskPool, rows: int, outputs: Sequence[Tensor]) -> list[Tenso
             raise TypeError(f"expected an output {proto} of {rows} rows, got {tensor.dtype}{list(tensor.shape)}")
         checked.append(tensor.detach().to("cpu").contiguous())
     return checked
+
+
+def _may_lend(outputs: list[Tensor], memory: Tensor | None, memory_uses: int) -> bool:
+    """True if copying the outputs is worth avoiding and nobody else can write to them while they are being sent.
+
+    An expert may return a parameter, something that it keeps, or its input: then more tensors share the storage than
+    ours. `memory_uses`: of the request's own bytes, which are never used again, before the expert ran.
+    """
+    if sum(tensor.nbytes for tensor in outputs) < _LEND_FROM:
+        return False
+    for tensor in outputs:
+        storage = tensor.untyped_storage()
+        ours = sum(other.untyped_storage().data_ptr() == storage.data_ptr() for other in outputs)
+        is_memory = memory is not None and storage.data_ptr() == memory.untyped_storage().data_ptr()
+        if _uses(tensor) != ours + (memory_uses if is_memory else 0) or storage.nbytes() > 2 * tensor.nbytes + _SLACK:
+            return False
+    return True
+
+
+def _uses(tensor: Tensor) -> int:
+    """How many tensors share a tensor's storage; -1 if this torch does not tell."""
+    count = getattr(torch._C, "_storage_Use_Count", None)
+    return count(tensor.untyped_storage()._cdata) - 1 if count is not None else -1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -15,7 +16,6 @@ from learning_at_home.runtime.between_batches import BetweenBatches
 from learning_at_home.runtime.expert_backend import ExpertBackend
 from learning_at_home.runtime.state_pool import StatePool
 from learning_at_home.runtime.task_pool import TaskPool
-from learning_at_home.schema import TensorProto
 
 logger = logging.getLogger(__name__)
 
@@ -73,26 +73,30 @@ class Lane:
             elif taken is not None:
                 self._process(*taken)
 
-    def _process(self, batch: int, pool_index: int, training: bool, offsets: list[int], rows: list[int]) -> None:
+    def _process(
+        self, batch: int, pool_index: int, training: bool, offsets: list[int], rows: list[int], lent: Any
+    ) -> None:
         if pool_index in self._state_pools:
             self._state_pools[pool_index].answer(self._core, batch)
             return
         backend, pool, backward = self._pools[pool_index]
         try:
-            total = sum(rows)
-            inputs = [self._view(proto, total, offset) for proto, offset in zip(pool.inputs, offsets, strict=True)]
-            self._runner.run(backend, pool, backward, training, Part(batch, list(range(len(rows))), rows, inputs))
+            memory = self._slab if lent is None else torch.frombuffer(lent, dtype=torch.uint8)
+            inputs = self._inputs(pool, memory, sum(rows), offsets)
+            part = Part(batch, list(range(len(rows))), rows, inputs, memory if lent is not None else None)
+            del memory, inputs
+            self._runner.run(backend, pool, backward, training, part)
         except Exception as error:  # e.g. no memory on the device for the inputs; the next batch may fit
             logger.exception("expert '%s': a batch could not be run", backend.name)
             self._core.fail(batch, [], CODES[ExpertError], f"{type(error).__name__}: {error}"[:500], "")
 
-    def _view(self, proto: TensorProto, rows: int, offset: int) -> Tensor:
-        shape = (rows, *proto.instance_size)
-        nbytes = proto.dtype.itemsize
-        for size in shape:
-            nbytes *= size
-        view = self._slab[offset : offset + nbytes].view(proto.dtype).view(shape)
-        return view if self.device.type == "cpu" else view.to(self.device, non_blocking=True)
+    def _inputs(self, pool: TaskPool, memory: Tensor, rows: int, offsets: list[int]) -> list[Tensor]:
+        inputs = []
+        for proto, offset in zip(pool.inputs, offsets, strict=True):
+            shape = (rows, *proto.instance_size)
+            view = memory[offset : offset + proto.dtype.itemsize * prod(shape)].view(proto.dtype).view(shape)
+            inputs.append(view if self.device.type == "cpu" else view.to(self.device, non_blocking=True))
+        return inputs
 
 
 def _slab(nbytes: int, device: torch.device) -> Tensor:
