@@ -1,6 +1,7 @@
 #include <numeric>
 
 #include "batching_fixture.hpp"
+#include "rpc/coded_tensors.hpp"
 
 namespace lah::batching {
 namespace {
