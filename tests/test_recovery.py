@@ -182,6 +182,19 @@ def test_a_call_survives_its_connection(method: int) -> None:
             relay.close()
 
 
+def test_a_ping_is_answered_while_the_expert_computes_and_fails_when_nobody_is_there() -> None:
+    with serving() as (server, module, address):
+        expert = lib.RemoteExpert(address.uid, HERE, server.port, insecure=True)
+        module.pause = 2.0
+        caller = threading.Thread(target=lambda: call(address))
+        caller.start()
+        wait_until(lambda: server.counters()["requests"] == 1, 20, "the expert is busy")
+        assert 0.0 < expert.ping() < module.pause
+        caller.join()
+    with pytest.raises(lib.errors.PeerUnreachable, match=f"ping of server {HERE}:{server.port}"):
+        expert.ping(timeout=0.2)
+
+
 def test_deadlines_follow_what_calls_took() -> None:
     with serving() as (_, module, address):
         for _ in range(10):

@@ -133,6 +133,17 @@ class RemoteExpert(nn.Module):
         """
         return fetch_state(self.transport, self.address, timeout).tensors
 
+    def ping(self, timeout: float = 5.0) -> float:
+        """Seconds of a round trip to the server's network thread, whatever its experts are doing.
+
+        Raises:
+            PeerUnreachable: no answer within `timeout` seconds.
+        """
+        round_trip = self.transport.ping(self.address.peer, timeout)
+        if round_trip is None:
+            raise errors.PeerUnreachable(f"ping of {self.address.server}: no answer within {timeout} s")
+        return round_trip
+
     def extra_repr(self) -> str:
         return f"uid={self.uid!r}, host={self.host!r}, port={self.port}"
 

@@ -129,7 +129,7 @@ class _RemoteMixture(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> Any:
         plan: RemotePlan = ctx.plan
         rows = ctx.saved_tensors
-        grads = [torch.zeros_like(tensor) for tensor in rows if tensor.is_floating_point()]
+        grads = [torch.empty_like(tensor) for tensor in rows if tensor.is_floating_point()]
         scale = scale_now(plan.grad_scale)
         sent = output_grads(plan.schema, grad_outputs, len(plan.source), scale)
         if plan.grad_scale is not None and not all_finite(grad[plan.ok] for grad in sent):
@@ -139,6 +139,9 @@ class _RemoteMixture(torch.autograd.Function):
             plan.call(address, BACKWARD, _cut((*rows, *sent), begin, end), _cut(grads, begin, end))
             for address, begin, end in ctx.answered
         ]
+        if not plan.ok.all():  # rows without an answer get no call
+            for grad in grads:
+                grad[~plan.ok] = 0
         if calls:
             outcomes = plan.run(ctx.answered, calls, plan.backward)
             for call, outcome in zip(calls, outcomes, strict=True):
