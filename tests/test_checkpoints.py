@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import resource
-import threading
+import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Process, wait_until
+from conftest import InBackground, Process, wait_until
 from torch import nn
 
 import learning_at_home as lib
@@ -180,53 +180,62 @@ def test_a_full_disk_harms_neither_serving_nor_the_last_file(tmp_path: Path, cap
     assert read_snapshot(tmp_path / "e.0@00000002.safetensors").updates == backend.updates == 4
 
 
-COUNTER = """
-import torch
+KILLS = 10
+SERVERS = """
+import os, sys, time, torch
 import learning_at_home as lib
 
-@lib.register_expert_class("counter", lambda batch, hidden: torch.empty(batch, hidden))
 class Counter(torch.nn.Module):
-    \"\"\"A row of ones as gradient adds the same to every one of its values.\"\"\"
-
-    def __init__(self, hidden):
+    # A row of ones as gradient adds the same to every one of its values.
+    def __init__(self):
         super().__init__()
-        self.hidden = hidden
         self.values = torch.nn.Parameter(torch.zeros(200_000))
 
     def forward(self, x):
-        return x + self.values.sum() / self.hidden
+        return x + self.values.sum() / 4
+
+def serve():
+    module = Counter()
+    opt = torch.optim.Adam(module.parameters())
+    experts = {"e.0": lib.ExpertBackend("e.0", module, opt, args_schema=(lib.BatchTensorProto(4),))}
+    options = {"checkpoint_dir": sys.argv[1], "checkpoint_period": 0.01, "allow_fetch": True}
+    with lib.TesseractServer(None, experts, port=0, **options) as server:
+        print("READY", os.getpid(), server.port, flush=True)
+        while os.getppid() == parent:
+            time.sleep(0.2)
+
+torch.set_num_threads(1)
+parent = os.getpid()
+torch.optim.Adam(Counter().parameters()).step()  # imports much
+for _ in sys.stdin:  # each line starts a server, once the last is gone; importing torch once is enough
+    child = os.fork()
+    if child == 0:
+        serve()
+        os._exit(0)
+    os.waitpid(child, 0)
 """
 
 
 def test_kill_during_writes_loses_no_finished_file_and_tears_none(
     tmp_path: Path, spawn: Callable[..., Process]
 ) -> None:
-    code, directory = tmp_path / "counter.py", tmp_path / "saved"
-    code.write_text(COUNTER)
-    options = f"server --hidden 4 --grid 1 --expert counter --optimizer adam --port 0 --custom-module {code}"
-    durable = 0
-    for _ in range(3):
-        process = spawn(
-            "-m", "learning_at_home.cli.main", *options.split(), "--checkpoint-dir", directory,
-            "--checkpoint-period", "0.01", "--allow-fetch",
-        )  # fmt: skip
-        host, _, port = process.wait_line("READY").split()[2].rpartition(":")
-        expert = lib.RemoteExpert("expert.0", host, int(port))
+    directory = tmp_path / "saved"
+    servers = spawn("-c", SERVERS, directory)
+    durable, trainers = 0, []
+    for kill in range(1, KILLS + 1):
+        servers.popen.stdin.write("\n")
+        servers.popen.stdin.flush()
+        _, pid, port = servers.wait_line("READY", count=kill).split()
+        expert = lib.RemoteExpert("e.0", port=int(port))
         restored = expert.fetch_state()["values"]
         assert bool((restored == restored[0]).all())
         assert bool(restored[0] < 0) == (durable > 0)
-        stop = threading.Event()
-        trainer = threading.Thread(target=train_until, args=(expert, stop))
-        trainer.start()
-        try:
-            wait_until(lambda d=directory, n=durable: newest_updates(d) > n + 2, 60, "saved while it trains")
-            wait_until(lambda: any(name.endswith(".tmp") for name in files(directory)), 60, "in the middle of a write")
-            durable = newest_updates(directory)
-            process.popen.kill()
-        finally:
-            stop.set()
-            trainer.join(60)
-        process.wait()
+        trainers.append(InBackground(lambda e=expert: train_until_killed(e)))
+        wait_until(lambda n=durable: newest_updates(directory) > n + 2, 60, "saved while it trains")
+        wait_until(lambda: any(name.endswith(".tmp") for name in files(directory)), 60, "in the middle of a write")
+        durable = newest_updates(directory)
+        os.kill(int(pid), signal.SIGKILL)
+        wait_until(lambda p=pid: not Path(f"/proc/{p}").exists(), 60, "it is gone")
         for path in directory.glob("*.safetensors"):
             snapshot = read_snapshot(path)  # complete, or DamagedFile
             values = snapshot.tensors["module.values"]
@@ -234,14 +243,14 @@ def test_kill_during_writes_loses_no_finished_file_and_tears_none(
             assert snapshot.tensors["optimizer.state.0.step"] == snapshot.updates
         assert newest_updates(directory) >= durable
         durable = newest_updates(directory)
+    for trainer in trainers:
+        trainer.result()
 
 
-def train_until(expert: lib.RemoteExpert, stop: threading.Event) -> None:
-    while not stop.is_set():
-        try:
+def train_until_killed(expert: lib.RemoteExpert) -> None:
+    with suppress(lib.errors.LearningAtHomeError):
+        while True:
             expert(torch.ones(1, 4)).sum().backward()
-        except lib.errors.LearningAtHomeError:
-            return  # killed
 
 
 def newest_updates(directory: Path) -> int:
