@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -311,6 +312,34 @@ def test_autocast_computes_in_bfloat16_and_answers_in_the_schemas_dtypes():
     torch.testing.assert_close(gradient, rows(1.0) @ weight, rtol=0.02, atol=0.02)
     with pytest.raises(errors.InvalidArgument, match=r"autocast_dtype.*got torch.float16 .*loss scaling"):
         lib.TesseractRuntime({"expert.0": backend_of(Scale())}, autocast_dtype=torch.float16)
+
+
+def test_requests_that_would_expire_in_the_queue_are_refused_at_once():
+    class Slow(Scale):
+        def forward(self, x: Tensor) -> Tensor:
+            time.sleep(0.1)
+            assert may_run.wait(30.0)
+            return super().forward(x)
+
+    may_run = threading.Event()
+    may_run.set()
+    backend = backend_of(Slow(), max_batch_size=2)
+    forward = backend.get_pools()[0]
+    runtime = lib.TesseractRuntime({"expert.0": backend})
+    runtime.start()
+    forward.submit_task(rows(1.0)).result()  # now it is known that a batch takes 0.1 s
+    may_run.clear()
+    waiting = [forward.submit_task(rows(1.0), timeout=600.0) for _ in range(20)]
+    assert runtime.core.wait_us() >= 1_900_000  # the first may be running
+    with pytest.raises(errors.Overloaded, match=r"expert 'expert.0': the wait would be about \d+ ms") as refused:
+        forward.submit_task(rows(1.0), timeout=1.0)
+    assert 1.0 < refused.value.retry_after < 60.0
+    may_run.set()
+    for future in waiting:
+        assert torch.equal(future.result()[0], rows(1.0))
+    assert runtime.core.wait_us() == 0
+    forward.submit_task(rows(1.0), timeout=1.0)
+    assert runtime.shutdown(30.0)
 
 
 @pytest.mark.parametrize("device", [["cpu", "cpu"], {"expert.0": "cpu", "expert.1": "cpu"}])

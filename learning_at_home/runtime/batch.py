@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -70,9 +70,9 @@ class BatchRunner:
 
     def run(self, backend: ExpertBackend, pool: TaskPool, backward: bool, training: bool, batch: Part) -> None:
         """Answer every request of a batch."""
-        with in_mode(backend.expert, training):
-            rest = self._screen(backend, backward, batch)
-            todo = [rest] if rest is not None else []
+        rest = self._screen(backend, backward, batch)
+        todo = [rest] if rest is not None else []
+        with in_mode(backend.expert, training) if backend.expert.training != training else nullcontext():
             while todo:
                 part = todo.pop()
                 if not self._attempt(backend, pool, part):
@@ -119,15 +119,12 @@ class BatchRunner:
 @contextmanager
 def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
     """Train or evaluate within; afterwards every submodule is in the mode that it was in."""
-    if module.training == training:
-        yield
-        return
-    before = [(submodule, submodule.training) for submodule in module.modules()]
+    was, before = module.training, [(submodule, submodule.training) for submodule in module.modules()]
     module.train(training)
     try:
         yield
     finally:
-        module.train(not training)  # modules may do more than set a flag
+        module.train(was)  # modules may do more than set a flag
         for submodule, was_training in before:
             submodule.training = was_training
 
@@ -140,8 +137,8 @@ def _checked(pool: TaskPool, rows: int, outputs: Sequence[Tensor]) -> list[Tenso
     for proto, tensor in zip(pool.outputs, outputs, strict=True):
         if not proto.fits(tensor) or len(tensor) != rows:
             raise TypeError(f"expected an output {proto} of {rows} rows, got {tensor.dtype}{list(tensor.shape)}")
-        checked.append(tensor.detach().to("cpu").contiguous())
-    return checked
+        checked.append(tensor.detach() if tensor.is_cpu else tensor.detach().to("cpu"))
+    return [tensor if tensor.is_contiguous() else tensor.contiguous() for tensor in checked]
 
 
 def _may_lend(outputs: list[Tensor], memory: Tensor | None, memory_uses: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ def rows_to_reject(batch: Sequence[Screened]) -> dict[int, str]:
     device; rows are looked at only if that fails.
     """
     batch = [screened for screened in batch if screened.tensor.numel() > 0]
-    if not batch or bool(torch.stack([_looks_good(screened) for screened in batch]).all()):
+    if not batch or all(isfinite(total) for total in _values([_total(screened) for screened in batch])):
         return {}
     bad: dict[int, str] = {}
     for screened in batch:
@@ -47,27 +48,32 @@ def rows_to_reject(batch: Sequence[Screened]) -> dict[int, str]:
 
 def all_finite(tensors: Sequence[Tensor]) -> bool:
     """True if no element of these strided or sparse tensors is NaN or infinite."""
-    values = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in tensors]
-    values = [tensor for tensor in values if tensor.numel() > 0]
-    by_device: dict[torch.device, list[Tensor]] = {}
-    for tensor in values:
-        by_device.setdefault(tensor.device, []).append(tensor)
-    return all(_group_finite(group) for group in by_device.values())
+    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        values = tensor.coalesce().values() if tensor.is_sparse else tensor
+        if values.numel() > 0:
+            groups.setdefault((values.device, values.dtype), []).append(values)
+    return all(_group_finite(group) for group in groups.values())
 
 
 def _group_finite(tensors: list[Tensor]) -> bool:
     # Norms are several times faster than isfinite(). They may overflow where the elements do not: then look closely.
-    norms = torch._foreach_norm(tensors)
-    if bool(torch.stack([norm.float() for norm in norms]).isfinite().all()):
+    if isfinite(torch.stack(torch._foreach_norm(tensors)).sum().item()):
         return True
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
-def _looks_good(screened: Screened) -> Tensor:
-    """A bool [] that is False if a row is bad, and rarely also when a sum of good rows overflows."""
-    if screened.max_norm is not None:
-        return (_row_norms(screened.tensor) <= screened.max_norm).all()
-    return screened.tensor.sum(dtype=_wide(screened.tensor)).isfinite()
+def _total(screened: Screened) -> Tensor:
+    """A number that is finite only if the rows are good. Rarely, a sum of good rows overflows."""
+    if screened.max_norm is None:
+        return screened.tensor.sum(dtype=_wide(screened.tensor))
+    largest = _row_norms(screened.tensor).amax()
+    return torch.where(largest <= screened.max_norm, largest, torch.inf)
+
+
+def _values(numbers: list[Tensor]) -> list[float]:
+    """With one wait for the device."""
+    return [number.item() for number in numbers] if numbers[0].device.type == "cpu" else torch.stack(numbers).tolist()
 
 
 def _row_norms(tensor: Tensor) -> Tensor:

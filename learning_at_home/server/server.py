@@ -183,7 +183,9 @@ class TesseractServer:
             atexit.unregister(self._end_with_interpreter)
 
     def counters(self) -> dict[str, int]:
-        """Totals since the start: requests, batches, rows, expired, failed, refused, bad_frames, python_entries."""
+        """Totals since the start: requests, batches, rows, expired, failed, refused, repeated (backward calls that came
+        again and were not applied again), lent (requests and results that were not copied), bad_frames, python_entries.
+        """
         return dict(self.runtime.core.counters())
 
     def __enter__(self) -> TesseractServer:
