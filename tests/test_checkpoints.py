@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -99,6 +100,50 @@ def test_what_was_updated_is_saved_in_the_background_and_old_files_go(tmp_path: 
         assert server.save_checkpoints() == 0
     assert files(tmp_path) == [f"e.0@{n:08d}.safetensors" for n in (3, 4, 5)]
     assert read_snapshot(tmp_path / "e.0@00000005.safetensors").updates == busy.updates == 5
+
+
+class Accumulating(lib.ExpertBackend):
+    """Steps after every second backward call, and counts nothing."""
+
+    def apply_gradients(self) -> None:
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls % 2 == 0:
+            self.opt.step()
+            self.opt.zero_grad()
+
+
+def test_updates_that_a_backend_does_not_count_are_saved_too(tmp_path: Path) -> None:
+    module = nn.Linear(HIDDEN, HIDDEN)
+    opt = torch.optim.SGD(module.parameters(), lr=0.1)
+    backend = Accumulating("e.0", module, opt, args_schema=(lib.BatchTensorProto(HIDDEN),))
+    with server_of(tmp_path, backend) as server:
+        for saved in (0, 1, 0, 1):
+            train(backend, range(1))
+            assert server.save_checkpoints() == saved
+            assert server.save_checkpoints() == 0
+
+
+def test_a_server_that_must_not_wait_for_its_batch_does_not_wait_to_save(tmp_path: Path) -> None:
+    computing, release = threading.Event(), threading.Event()
+
+    class Waits(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            computing.set()
+            assert release.wait(60)
+            return super().forward(x)
+
+    module = Waits(HIDDEN, HIDDEN)
+    opt = torch.optim.SGD(module.parameters(), lr=0.1)
+    rows = lib.BatchTensorProto(HIDDEN)
+    backend = lib.ExpertBackend("e.0", module, opt, args_schema=(rows,), outputs_schema=rows)
+    with server_of(tmp_path, backend, checkpoint_period=0.01) as server:
+        backend.updates = 1  # to be saved, as soon as the batch lets it
+        expert = lib.RemoteExpert("e.0", port=server.port)
+        call = InBackground(lambda: expert(torch.randn(2, HIDDEN)))
+        assert computing.wait(60)
+        assert server.shutdown(timeout=0.05) is False
+        assert isinstance(call.outcome(), lib.errors.LearningAtHomeError)
+        release.set()
 
 
 def cut(data: bytes) -> bytes:

@@ -138,16 +138,19 @@ def test_a_users_own_expert_is_served_saved_fetched_and_found_again(start: Start
         assert len(list(saved.iterdir())) == 1
 
 
-def test_commands_print_how_others_join(start: Start) -> None:
-    network = start("network", "--port", "0", "--host", "127.0.0.1")
-    _, _, address = ready_line(network).split()
-    port = address.rpartition(":")[2]
-    assert ready_line(network) == f"Join from the command line: --peer {address}\n"
-    assert ready_line(network) == f'Join from Python: TesseractNetwork(("127.0.0.1", {port}))\n'
-    network = start("network", "--port", "0", "--announce", "[2001:db8::1]:9000")
-    ready_line(network)
-    assert ready_line(network) == "Join from the command line: --peer [2001:db8::1]:9000\n"
-    assert ready_line(network) == 'Join from Python: TesseractNetwork(("2001:db8::1", 9000))\n'
+@pytest.mark.parametrize(
+    ("options", "peer", "python"),
+    [
+        (["--host", "127.0.0.1"], "127.0.0.1:{port}", '("127.0.0.1", {port})'),
+        (["--announce", "[2001:db8::1]:9000"], "[2001:db8::1]:9000", '("2001:db8::1", 9000)'),
+    ],
+)
+def test_commands_print_how_others_join(start: Start, options: list[str], peer: str, python: str) -> None:
+    network = start("network", "--port", "0", *options)
+    port = ready_line(network).rstrip().rpartition(":")[2]
+    assert network.stdout is not None
+    assert network.stdout.readline() == f"Join from the command line: --peer {peer.format(port=port)}\n"
+    assert network.stdout.readline() == f"Join from Python: TesseractNetwork({python.format(port=port)})\n"
 
 
 def test_ends_with_its_parent(start: Start) -> None:

@@ -110,7 +110,11 @@ def server(
             allow_fetch=allow_fetch,
         ) as serving,
     ):
-        _say_ready(f"READY server {serving.announce}:{serving.announce_port} experts={len(uids)}", node)
+        _say_ready(
+            f"READY server {serving.announce}:{serving.announce_port} experts={len(uids)}",
+            node,
+            announce and serving.announce,
+        )
         lifetime.wait()
 
 

@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from learning_at_home.errors import InvalidArgument, LearningAtHomeError
 from learning_at_home.runtime.expert_backend import ExpertBackend
 from learning_at_home.server.checkpoint_file import (
     DamagedFile,
-    Snapshot,
     read_snapshot,
     restore_snapshot,
     take_snapshot,
@@ -29,7 +31,7 @@ _WARN_PERIOD = 60.0  # seconds between warnings of the same failure
 _LONGEST_NAME = 180  # bytes of a uid in a file name, whose limit is 255
 _FILE = re.compile(r"(?P<uid>[^@]+)@(?P<generation>\d+)\.safetensors(?P<temporary>\.\d+\.tmp)?")
 
-CallBetweenBatches = Callable[[str, Callable[[], Snapshot], float], Snapshot]
+CallBetweenBatches = Callable[[str, Callable[[], Any], float], Any]
 
 
 class Checkpoints:
@@ -78,7 +80,10 @@ class Checkpoints:
         self.last_error: str | None = None
         self._backends, self._between_batches = dict(backends), between_batches
         self._names = {uid: encoded(uid) for uid in backends}
-        self._saved = {uid: backend.updates for uid, backend in backends.items()}
+        self._steps = dict.fromkeys(backends, 0)
+        for uid, backend in backends.items():
+            self._count_steps(uid, backend)
+        self._saved = {uid: self._state_of(uid) for uid in backends}
         self._generations = self._find_generations()
         self._damaged: set[Path] = set()
         self._saving = threading.Lock()
@@ -105,7 +110,8 @@ class Checkpoints:
                     self._damaged.add(path)
                     continue
                 restore_snapshot(snapshot, backend, path)
-                restored[uid] = self._saved[uid] = backend.updates
+                restored[uid] = backend.updates
+                self._saved[uid] = self._state_of(uid)
                 break
         return restored
 
@@ -122,6 +128,7 @@ class Checkpoints:
     def close(self, save: bool) -> None:
         """End the thread. With `save`, which needs a runtime that has ended, save a last time."""
         self._stop.set()
+        self._warned = -_WARN_PERIOD  # the last chance to tell
         if save:
             self.save()
 
@@ -134,19 +141,33 @@ class Checkpoints:
                     self._save_one(uid)
 
     def _changed(self) -> list[str]:
-        return [uid for uid, backend in self._backends.items() if backend.updates != self._saved[uid]]
+        return [uid for uid, saved in self._saved.items() if self._state_of(uid) != saved]
+
+    def _state_of(self, uid: str) -> tuple[int, int]:
+        """Differs after an update: `updates`, and the optimizer's steps, if the backend applies gradients in its own
+        way and counts nothing."""
+        return self._backends[uid].updates, self._steps[uid]
+
+    def _count_steps(self, uid: str, backend: ExpertBackend) -> None:
+        def count(*_: Any) -> None:
+            self._steps[uid] += 1
+
+        if isinstance(backend.opt, torch.optim.Optimizer):
+            backend.opt.register_step_post_hook(count)
 
     def _save_one(self, uid: str) -> bool:
         backend = self._backends[uid]
         generation = self._generations[uid][-1] + 1 if self._generations[uid] else 1
         try:
-            snapshot = self._between_batches(uid, lambda: take_snapshot(backend), _SNAPSHOT_TIMEOUT)
+            snapshot, state = self._between_batches(
+                uid, lambda: (take_snapshot(backend), self._state_of(uid)), _SNAPSHOT_TIMEOUT
+            )
             write_snapshot(snapshot, self._path(uid, generation))
         except (OSError, TypeError, LearningAtHomeError) as error:  # the next period tries again
             self._complain(f"expert '{uid}' was not saved: {error}")
             return False
         self.last_error = None
-        self._saved[uid] = snapshot.updates
+        self._saved[uid] = state
         self._generations[uid].append(generation)
         self._prune(uid)
         return True
