@@ -19,7 +19,7 @@ GRID = (2, 2)
 def make_model(running: Swarm, **kwargs: object) -> nn.Sequential:
     torch.manual_seed(1)
     first, last = nn.Linear(HIDDEN, HIDDEN), nn.Linear(HIDDEN, 3)
-    return nn.Sequential(first, running.gate(GRID, 2, balance_weight=0.1, **kwargs), last)
+    return nn.Sequential(first, running.gate(GRID, 2, k_min=2, backward_k_min=2, balance_weight=0.1, **kwargs), last)
 
 
 def train(running: Swarm, scaler: torch.amp.GradScaler | None) -> tuple[list[Tensor], list[Tensor]]:

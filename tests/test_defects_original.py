@@ -105,7 +105,7 @@ def test_6a02_all_experts_of_one_sample_dead_does_not_kill_the_step() -> None:
         return made[-1]
 
     with swarm(grid_uids([4]), make_expert=make) as running:
-        gate = running.gate((4,), 2)
+        gate = running.gate((4,), 2, k_min=2, backward_k_min=2)
         gate.proj.weight.data.zero_()
         gate.proj.weight.data[:, 0] = torch.tensor([2.0, 1.0, -1.0, -2.0])  # the sign of x[:, 0] chooses a pair
         gate.proj.bias.data.zero_()

@@ -51,7 +51,7 @@ def tokens(first: float) -> Tensor:
 
 def test_every_call_of_a_step_is_told() -> None:
     with swarm(grid_uids((3,)), make_expert=first_is(Odd)) as running:
-        gate = running.gate((3,), 2, k_min=2, detect_anomalies=True)
+        gate = running.gate((3,), 2, k_min=2, backward_k_min=2, detect_anomalies=True)
         rows = 7
         gate(torch.randn(rows, HIDDEN)).sum().backward()
         stats = gate.last_stats
@@ -92,7 +92,7 @@ def test_every_call_of_a_step_is_told() -> None:
 
 def test_anomalies_count_as_failures_if_asked_for() -> None:
     with swarm(["expert.0", "expert.1"], make_expert=first_is(Odd)) as running:
-        gate = running.gate((2,), 2, k_min=2, detect_anomalies=True)
+        gate = running.gate((2,), 2, k_min=2, backward_k_min=2, detect_anomalies=True)
         other = running.local["expert.1"]
         x = tokens(1.0)
         assert_close(gate(x), other(x), 1e-6)  # the softmax over the one that answered is 1
@@ -118,7 +118,7 @@ def test_anomalies_count_as_failures_if_asked_for() -> None:
 
 def test_threads_share_a_gate() -> None:
     with swarm(grid_uids((4, 4))) as running:
-        gate, fresh = running.gate((4, 4), 2), running.gate((4, 4), 2)
+        gate, fresh = running.gate((4, 4), 2, k_min=2), running.gate((4, 4), 2, k_min=2)
         fresh.load_state_dict(gate.state_dict())
         fresh._alive = fresh._schema = None  # as before its first step, which both threads begin at once
         inputs = [torch.randn(5 + i, HIDDEN) for i in range(8)]
@@ -155,7 +155,7 @@ def test_backward_passes_of_threads_all_arrive() -> None:
 
 def test_a_model_with_a_gate_saves_loads_and_copies() -> None:
     with swarm(grid_uids((4, 4))) as running:
-        model = nn.Sequential(nn.Linear(HIDDEN, HIDDEN), running.gate((4, 4), 2))
+        model = nn.Sequential(nn.Linear(HIDDEN, HIDDEN), running.gate((4, 4), 2, k_min=2))
         assert set(model.state_dict()) == {"0.weight", "0.bias", "1.proj.weight", "1.proj.bias"}
         x = torch.randn(5, HIDDEN)
         want = model(x)

@@ -9,7 +9,7 @@ from learning_at_home.client.transport import BACKWARD, FORWARD, CallOutcome, Ex
 from learning_at_home.errors import LearningAtHomeError
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class CallStats:
     """One call of a step. Times in seconds; those that only the server knows are 0 if it did not answer.
 
