@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import InBackground
 from local_swarm import HIDDEN, Block, assert_close, grid_uids, sgd_backend, swarm
 from torch import nn
 
@@ -59,6 +60,15 @@ def test_fetching_while_others_train() -> None:
             stop.set()
             trainer.join()
         assert all(weight.shape == (2 * HIDDEN, HIDDEN) for weight in seen)
+
+
+def test_more_callers_than_a_server_gives_to_at_a_time_all_get_theirs() -> None:
+    with swarm(["expert.1"], lambda: nn.Linear(HIDDEN, 70_000), serve=OPEN) as running:
+        expert = running.expert("expert.1")
+        callers = [InBackground(expert.fetch_state) for _ in range(12)]
+        for caller in callers:
+            assert torch.equal(caller.result()["bias"], running.backends["expert.1"].expert.bias)
+        assert running.server.counters()["failed"] == 0
 
 
 def test_large_experts_come_in_many_chunks() -> None:

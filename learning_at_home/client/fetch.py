@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +14,22 @@ from torch import Tensor, nn
 
 from learning_at_home import _safetensors
 from learning_at_home.client.transport import STATE, ExpertAddress, ExpertCall, Transport
-from learning_at_home.errors import ExpertNotFound, NoExpertsAlive, NotPermitted, ProtocolError, SchemaMismatch
+from learning_at_home.errors import (
+    ExpertNotFound,
+    NoExpertsAlive,
+    NotPermitted,
+    Overloaded,
+    ProtocolError,
+    SchemaMismatch,
+)
 from learning_at_home.nn.local_mixture import LocalMixture, MakeExpert, build_expert
 
 if TYPE_CHECKING:
     from learning_at_home.client.gating_function import GatingFunction
     from learning_at_home.network import TesseractNetwork
+
+
+_LOOKUP_TIMEOUT = 10.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -34,11 +46,20 @@ class ExpertState:
 
 
 def fetch_state(transport: Transport, address: ExpertAddress, timeout: float) -> ExpertState:
-    """Download an expert, at most 256 MiB. Raises NotPermitted if its server keeps it, and every error of a call."""
+    """Download an expert, at most 256 MiB. Raises NotPermitted if its server keeps it, and every error of a call.
+
+    A server gives few experts at a time; its Overloaded is waited out as long as `timeout` allows.
+    """
     call = ExpertCall(address, STATE, (), ())
-    (outcome,) = transport.call_many([call], timeout)
-    if outcome.error is not None:
-        raise outcome.error
+    deadline = time.monotonic() + timeout
+    while True:
+        (outcome,) = transport.call_many([call], max(deadline - time.monotonic(), 0.0))
+        if outcome.error is None:
+            break
+        wait = outcome.error.retry_after if isinstance(outcome.error, Overloaded) else math.inf
+        if time.monotonic() + wait >= deadline:
+            raise outcome.error
+        time.sleep(wait)
     try:
         tensors, metadata = _safetensors.from_bytes(outcome.description)
         updates = int(metadata.get("updates", "0"))
@@ -61,10 +82,11 @@ def fetch_expert(
     network: TesseractNetwork, uid: str, module: nn.Module | Callable[[], nn.Module] | None, timeout: float
 ) -> Any:
     """See `TesseractNetwork.fetch_expert`."""
-    (expert,) = network.get_experts([uid])
+    started = time.monotonic()
+    (expert,) = network.get_experts([uid], timeout=min(timeout, _LOOKUP_TIMEOUT))
     if expert is None:
         raise ExpertNotFound(f"fetch of expert '{uid}': nobody alive declares it")
-    state = fetch_state(expert.transport, expert.address, timeout)
+    state = fetch_state(expert.transport, expert.address, timeout - (time.monotonic() - started))
     return state.tensors if module is None else load_state(state, module)
 
 
