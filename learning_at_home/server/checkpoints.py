@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from learning_at_home.errors import InvalidArgument, LearningAtHomeError
+from learning_at_home.errors import InvalidArgument
 from learning_at_home.runtime.expert_backend import ExpertBackend
 from learning_at_home.server.checkpoint_file import (
     DamagedFile,
@@ -49,9 +49,6 @@ class Checkpoints:
         period: seconds, 60 by default.
         keep: generations of each expert to keep, 2 by default.
 
-    Attributes:
-        last_error: what went wrong the last time a file was written; None once all is well.
-
     Raises:
         InvalidArgument: an argument out of range, a directory that cannot be made, an optimizer without state_dict.
     """
@@ -77,7 +74,7 @@ class Checkpoints:
             self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InvalidArgument(f"checkpoint_dir: {error}") from error
-        self.last_error: str | None = None
+        self._errors: dict[str, str] = {}  # of experts whose last attempt failed
         self._backends, self._between_batches = dict(backends), between_batches
         self._names = {uid: encoded(uid) for uid in backends}
         self._steps = dict.fromkeys(backends, 0)
@@ -90,6 +87,11 @@ class Checkpoints:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._warned = -_WARN_PERIOD
+
+    @property
+    def last_error(self) -> str | None:
+        """Why an expert is not saved that should be; None if all are."""
+        return next(reversed(list(self._errors.values())), None)
 
     def restore(self) -> dict[str, int]:
         """Load the newest good generation of each expert that has one; returns uid → updates.
@@ -163,10 +165,10 @@ class Checkpoints:
                 uid, lambda: (take_snapshot(backend), self._state_of(uid)), _SNAPSHOT_TIMEOUT
             )
             write_snapshot(snapshot, self._path(uid, generation))
-        except (OSError, TypeError, LearningAtHomeError) as error:  # the next period tries again
-            self._complain(f"expert '{uid}' was not saved: {error}")
+        except Exception as error:  # the next period tries again, and serving goes on
+            self._complain(uid, f"expert '{uid}' was not saved: {error}")
             return False
-        self.last_error = None
+        self._errors.pop(uid, None)
         self._saved[uid] = state
         self._generations[uid].append(generation)
         self._prune(uid)
@@ -181,8 +183,8 @@ class Checkpoints:
                 paths[generation].unlink()
         self._generations[uid] = kept
 
-    def _complain(self, message: str) -> None:
-        self.last_error = message
+    def _complain(self, uid: str, message: str) -> None:
+        self._errors[uid] = message
         now = time.monotonic()
         if now >= self._warned + _WARN_PERIOD:
             self._warned = now

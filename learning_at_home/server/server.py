@@ -126,7 +126,7 @@ class TesseractServer:
 
     @property
     def last_checkpoint_error(self) -> str | None:
-        """Why the last attempt to save an expert failed; None if it did not."""
+        """Why an expert could not be saved at the last attempt; None if all could."""
         return None if self._checkpoints is None else self._checkpoints.last_error
 
     def save_checkpoints(self) -> int:
