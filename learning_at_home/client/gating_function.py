@@ -69,7 +69,8 @@ class GatingFunction(nn.Module):
             experts alive than k_best need no padding.
 
     Attributes:
-        last_stats: `GateStats` of the last step.
+        last_stats: `GateStats` of the last step: who was called, who answered, how long it took. Print it, or its
+            `summary()`.
     """
 
     def __init__(

@@ -141,7 +141,7 @@ class RemoteExpert(nn.Module):
         """
         round_trip = self.transport.ping(self.address.peer, timeout)
         if round_trip is None:
-            raise errors.PeerUnreachable(f"ping of {self.address.server}: no answer within {timeout} s")
+            raise errors.PeerUnreachable(f"ping of expert '{self.uid}' on {self.address.server}: no answer within {timeout} s")
         return round_trip
 
     def extra_repr(self) -> str:
