@@ -141,7 +141,8 @@ class RemoteExpert(nn.Module):
         """
         round_trip = self.transport.ping(self.address.peer, timeout)
         if round_trip is None:
-            raise errors.PeerUnreachable(f"ping of expert '{self.uid}' on {self.address.server}: no answer within {timeout} s")
+            where = f"ping of expert '{self.uid}' on {self.address.server}"
+            raise errors.PeerUnreachable(f"{where}: no answer within {timeout} s")
         return round_trip
 
     def extra_repr(self) -> str:
