@@ -39,8 +39,7 @@ _JOIN_TIMEOUT = 3.0  # seconds a declaration waits for a way into the network be
 class AliveExpert:
     """One living expert of a watched grid.
 
-    flat_id: its row-major position in the grid. boot_id: of its server's incarnation; a restarted server has
-    another.
+    flat_id: its row-major position in the grid. boot_id: of its server's incarnation; a restart changes it.
     """
 
     flat_id: int
@@ -169,8 +168,10 @@ class TesseractNetwork:
 
     @property
     def public_key(self) -> bytes:
-        """32 bytes; what other nodes know this one by."""
-        return bytes(self._running.public_key)
+        """32 bytes; what other nodes know this one by, and servers its calls."""
+        from learning_at_home import _core
+
+        return bytes(_core.public_key(self._seed))
 
     def wait_ready(self, timeout: float = 10.0) -> bool:
         """Wait until an initial peer let this node in (at once if it has none); False after `timeout` s."""

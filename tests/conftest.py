@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,9 +25,10 @@ torch.set_num_threads(1)
 class Process:
     """A child with pipes for stdin and both outputs, which are read in the background."""
 
-    def __init__(self, *command: str | Path) -> None:
+    def __init__(self, *command: str | Path, program: Sequence[str | Path] = (sys.executable, "-u")) -> None:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self.popen = subprocess.Popen([sys.executable, "-u", *map(str, command)], text=True, cwd=TESTS.parent, **pipes)
+        words = [str(word) for word in (*program, *command)]
+        self.popen = subprocess.Popen(words, text=True, cwd=TESTS.parent, **pipes)
         self.stdout: list[str] = []
         self.stderr: list[str] = []
         self._news: queue.Queue[None] = queue.Queue()

@@ -79,6 +79,7 @@ def main() -> None:
     parser.add_argument("--network", type=int, help="UDP port of the node to join; without it, no network")
     parser.add_argument("--port", type=int, default=0)
     parser.add_argument("--identity", type=bytes.fromhex, help="the node's seed; random without it")
+    parser.add_argument("--insecure", action="store_true", help="listen without encryption")
     parser.add_argument("--block", choices=["start", "constructor", "with"], help="how to serve")
     parser.add_argument("experts", nargs="+", metavar="UID=KIND")
     options = parser.parse_args()
@@ -99,7 +100,7 @@ def main() -> None:
         lib.TesseractServer(node, backends, port=options.port, start=True)
         print("RETURNED", flush=True)
         return
-    server = lib.TesseractServer(node, backends, port=options.port)
+    server = lib.TesseractServer(node, backends, port=options.port, insecure=options.insecure)
     if options.block == "with":
         with server:
             say_ready(server.port)

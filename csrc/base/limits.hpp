@@ -70,13 +70,21 @@ struct Limits {
   static constexpr size_t kPoolQueue = 8192;                   // requests waiting in one pool
   static constexpr size_t kStatesLent = 4; // fetched experts on their way, up to kCallBytes each
   static constexpr uint64_t kDeadlineMs = 3'600'000; // the longest deadline a call may carry
-  static constexpr size_t kConnections = 1024;       // peers of one listener
-  static constexpr size_t kCallClasses = 8192; // kinds of calls whose durations are remembered
-  static constexpr uint8_t kResends = 8; // of one call, each after its connection was lost
-  static constexpr size_t kKnownPeers = 16384;          // connections a server remembers
-  static constexpr size_t kBackwardCalls = 65536;       // remembered, so that none is applied twice
+  static constexpr size_t kCallClasses = 8192;    // kinds of calls whose durations are remembered
+  static constexpr uint8_t kResends = 8;          // of one call, each after its connection was lost
+  static constexpr size_t kKnownPeers = 16384;    // connections a server remembers
+  static constexpr size_t kBackwardCalls = 65536; // remembered, so that none is applied twice
   static constexpr size_t kBackwardBytes = size_t{64} << 20; // results kept for repeated calls
   static constexpr uint64_t kBackwardMemoryMs = 300'000;
+
+  // --- connections to one listener, before anybody has proved anything ---------------------------
+  static constexpr size_t kConnections = 1024;          // at most 3/4 of the descriptors left
+  static constexpr size_t kConnectionsPerAddress = 128; // also the burst of kConnectsPerSecond
+  static constexpr size_t kConnectsPerSecond = 32;
+  static constexpr size_t kSilentPerAddress = 12;    // each may hold kMessageBytes: 15 MiB together
+  static constexpr size_t kConnectionSources = 4096; // addresses whose rates are remembered
+  static constexpr int kBacklog = 128;               // not yet accepted
+  static constexpr size_t kAccessKeys = 65536;       // of one access list
 };
 
 } // namespace lah

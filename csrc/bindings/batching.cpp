@@ -58,6 +58,20 @@ private:
   std::vector<PyObject*> unused_; // leaked if nobody comes any more
 };
 
+// A caller's Ed25519 key as the X25519 key that its connections prove.
+crypto::ExchangeKey exchange_key_from(const py::bytes& key) {
+  const auto exchange = crypto::exchange_key(public_key_from(key));
+  if (!exchange)
+    raise_error({ErrorCode::kInvalidArgument, "key: expected an Ed25519 public key"});
+  return *exchange;
+}
+
+void check_listed(bool listed) {
+  if (!listed)
+    raise_error({ErrorCode::kInvalidArgument,
+                 "an access list takes at most " + std::to_string(Limits::kAccessKeys) + " keys"});
+}
+
 // A server's C++ half: the batcher, the memory of its requests, and (once listening) its socket.
 class ServerCore {
 public:
@@ -90,12 +104,24 @@ public:
   }
 
   uint16_t listen(NetThreadHandle& thread, const py::bytes& seed, const std::string& host,
-                  uint16_t port, bool encrypted, uint64_t boot_id) {
+                  uint16_t port, bool encrypted, uint64_t boot_id,
+                  const std::optional<std::vector<py::bytes>>& allow,
+                  const std::vector<py::bytes>& deny) {
     const auto address = Endpoint::parse(host, port);
     if (!address)
       raise_error(address.error());
-    auto server = std::make_unique<net::CallServer>(thread.get(), thread.zmq(), identity_from(seed),
-                                                    batcher(), *local_, *bytes_, boot_id);
+    net::AccessList access;
+    bool listed = true;
+    if (allow)
+      access.allow_only_listed();
+    for (const py::bytes& key : allow.value_or(std::vector<py::bytes>{}))
+      listed = listed && access.allow(exchange_key_from(key));
+    for (const py::bytes& key : deny)
+      listed = listed && access.deny(exchange_key_from(key));
+    check_listed(listed);
+    auto server =
+        std::make_unique<net::CallServer>(thread.get(), thread.zmq(), identity_from(seed),
+                                          batcher(), *local_, *bytes_, boot_id, std::move(access));
     const auto bound = [&] {
       const GilRelease release;
       return server->listen(*address, encrypted);
@@ -106,6 +132,16 @@ public:
     const std::lock_guard lock(server_mutex_);
     server_ = std::move(server);
     return *bound;
+  }
+
+  void deny(const py::bytes& key) {
+    const crypto::ExchangeKey exchange = exchange_key_from(key);
+    const bool listed = [&] {
+      const GilRelease release;
+      const std::lock_guard lock(server_mutex_);
+      return server_ == nullptr || server_->deny(exchange);
+    }();
+    check_listed(listed);
   }
 
   void stop() {
@@ -217,11 +253,14 @@ public:
   py::dict counters() {
     const auto batching = batcher().counters();
     rpc::Server::Counters calls;
+    net::Admission::Counters admission;
     {
       const GilRelease release;
       const std::lock_guard lock(server_mutex_);
-      if (server_)
+      if (server_) {
         calls = server_->counters();
+        admission = server_->admission();
+      }
     }
     py::dict out;
     out["requests"] = batching.requests;
@@ -233,6 +272,9 @@ public:
     out["refused"] = calls.refused;
     out["bad_frames"] = calls.bad_frames;
     out["repeated"] = calls.repeated;
+    out["connections"] = admission.connections;
+    out["refused_connections"] = admission.refused_connections;
+    out["denied"] = admission.denied;
     out["python_entries"] = python_entries_.load();
     return out;
   }
@@ -285,7 +327,9 @@ void bind_batching(py::module_& m) {
            })
       .def("listen", &ServerCore::listen, py::keep_alive<1, 2>(), py::arg("thread"),
            py::arg("seed"), py::arg("host"), py::arg("port"), py::arg("encrypted"),
-           py::arg("boot_id"))
+           py::arg("boot_id"), py::arg("allow") = py::none(),
+           py::arg("deny") = std::vector<py::bytes>{})
+      .def("deny", &ServerCore::deny)
       .def("unlisten", &ServerCore::unlisten)
       .def("take", &ServerCore::take)
       .def("submit", &ServerCore::submit)

@@ -88,6 +88,10 @@ void bind_hello(py::module_& m) {
   m.def("hello", &hello, py::arg("net_thread"), py::arg("ip"), py::arg("port"), py::arg("timeout"),
         py::arg("network_id") = kNetworkId,
         "The public key of whoever listens there, or None if nobody answered in time.");
+  m.def(
+      "public_key",
+      [](const py::bytes& seed) { return to_bytes(identity_from(seed).public_key()); },
+      py::arg("seed"), "The Ed25519 public key of a 32-byte seed.");
 }
 
 } // namespace lah::bindings

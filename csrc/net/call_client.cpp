@@ -59,10 +59,13 @@ CallClient::Connection* CallClient::open(rpc::PeerId peer) {
         return nullptr;
       set_curve_client(connection.socket, identity_, *server);
     }
+    connection.handshake =
+        std::make_unique<SocketMonitor>(zmq_, connection.socket, ZMQ_EVENT_HANDSHAKE_FAILED_AUTH);
     connection.socket.connect("tcp://" + address.endpoint.text());
-    const int fd = descriptor(connection.socket);
-    descriptors_[fd] = peer;
-    thread_.watch(fd, *this);
+    for (const int fd : {descriptor(connection.socket), connection.handshake->fd()}) {
+      descriptors_[fd] = peer;
+      thread_.watch(fd, *this);
+    }
     return &connections_.emplace(peer, std::move(connection)).first->second;
   } catch (const zmq::error_t&) { // out of descriptors: the call fails like one to a silent peer
     return nullptr;
@@ -90,15 +93,39 @@ void CallClient::probe(rpc::PeerId peer) {
 }
 
 void CallClient::close_released() {
-  for (rpc::PeerId peer : std::exchange(released_, {})) {
-    const auto found = connections_.find(peer);
-    if (found == connections_.end())
-      continue;
-    const int fd = descriptor(found->second.socket);
-    thread_.unwatch(fd);
-    descriptors_.erase(fd);
-    connections_.erase(found);
-  }
+  for (rpc::PeerId peer : std::exchange(released_, {}))
+    close(peer);
+}
+
+void CallClient::close(rpc::PeerId peer) {
+  const auto found = connections_.find(peer);
+  if (found == connections_.end())
+    return;
+  end_handshake(found->second);
+  unwatch(descriptor(found->second.socket));
+  connections_.erase(found);
+}
+
+void CallClient::unwatch(int fd) {
+  thread_.unwatch(fd);
+  descriptors_.erase(fd);
+}
+
+void CallClient::end_handshake(Connection& connection) {
+  if (!connection.handshake)
+    return;
+  unwatch(connection.handshake->fd());
+  connection.handshake.reset();
+}
+
+// libzmq gives up a connection that the server's access list refused: it takes a new one to try
+// again.
+bool CallClient::not_permitted(Time now, rpc::PeerId peer, Connection& connection) {
+  if (!connection.handshake || !connection.handshake->next())
+    return false;
+  close(peer);
+  client_.on_not_permitted(now, peer);
+  return true;
 }
 
 void CallClient::start(std::shared_ptr<CallGroup> group) {
@@ -147,6 +174,7 @@ void CallClient::drain(Time now, rpc::PeerId peer, Connection& connection) {
     // One question for both directions: asking consumes the edge of either.
     const Ready can = ready(connection.socket);
     if (can.in && receive(connection.socket, frames, 2)) {
+      end_handshake(connection);
       client_.on_frames(now, peer, frames[0]->bytes(),
                         frames.size() > 1 ? frames[1]->bytes() : ByteView{});
     } else if (can.out && connection.blocked) {
@@ -167,7 +195,8 @@ void CallClient::drain_touched(Time now) {
     std::sort(peers.begin(), peers.end());
     peers.erase(std::unique(peers.begin(), peers.end()), peers.end());
     for (rpc::PeerId peer : peers)
-      if (const auto found = connections_.find(peer); found != connections_.end())
+      if (const auto found = connections_.find(peer);
+          found != connections_.end() && !not_permitted(now, peer, found->second))
         drain(now, peer, found->second);
   }
   for (rpc::PeerId peer : std::exchange(refused_, {}))

@@ -6,6 +6,7 @@
 
 #include "base/endpoint.hpp"
 #include "net/call_group.hpp"
+#include "net/socket_monitor.hpp"
 #include "net/tcp_probes.hpp"
 #include "net/zmq_context.hpp"
 
@@ -35,6 +36,7 @@ private:
   struct Connection {
     zmq::socket_t socket;
     bool blocked = false;
+    std::unique_ptr<SocketMonitor> handshake; // until the server was heard; goes before the socket
   };
   struct Address {
     Endpoint endpoint;
@@ -47,10 +49,14 @@ private:
   void probe(rpc::PeerId peer) override;
   Address address_of(rpc::PeerId peer) const;
   Connection* open(rpc::PeerId peer);
+  void end_handshake(Connection& connection);
+  bool not_permitted(Time now, rpc::PeerId peer, Connection& connection);
   void drain(Time now, rpc::PeerId peer, Connection& connection);
   void drain_touched(Time now);
   void drop_ended_groups();
   void close_released();
+  void close(rpc::PeerId peer);
+  void unwatch(int fd);
 
   NetThread& thread_;
   ZmqContext& zmq_;

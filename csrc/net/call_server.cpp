@@ -8,9 +8,9 @@ constexpr int kMessagesPerTurn = 64; // then timers and other sockets have their
 
 CallServer::CallServer(NetThread& thread, ZmqContext& zmq, crypto::Identity identity,
                        batching::Batcher& batcher, batching::LocalCalls& answers,
-                       ByteAllocator& allocator, uint64_t boot_id)
+                       ByteAllocator& allocator, uint64_t boot_id, AccessList access)
     : thread_(thread), zmq_(zmq), identity_(std::move(identity)), answers_(answers),
-      server_(*this, batcher, allocator, boot_id) {}
+      server_(*this, batcher, allocator, boot_id), admission_(zmq, std::move(access)) {}
 
 CallServer::~CallServer() {
   answers_.connect(nullptr);
@@ -18,6 +18,7 @@ CallServer::~CallServer() {
     thread_.remove(*this);
     if (socket_) {
       server_.say_goodbye();
+      admission_.close();
       socket_.set(zmq::sockopt::linger, kGoodbyeMs);
       socket_.close();
     }
@@ -31,15 +32,16 @@ Result<uint16_t> CallServer::listen(const Endpoint& address, bool encrypted) {
       socket_ = zmq::socket_t(zmq_.get(), zmq::socket_type::router);
       set_common_options(socket_);
       socket_.set(zmq::sockopt::router_mandatory, true);
-      if (encrypted)
-        set_curve_server(socket_, identity_);
+      admission_.open(socket_, identity_, encrypted);
       socket_.bind("tcp://" + address.text());
       const std::string bound = socket_.get(zmq::sockopt::last_endpoint);
-      port = static_cast<uint16_t>(std::stoul(bound.substr(bound.rfind(':') + 1)));
+      port = port_ = static_cast<uint16_t>(std::stoul(bound.substr(bound.rfind(':') + 1)));
       thread_.add(*this);
       thread_.watch(descriptor(socket_), *this);
+      thread_.watch(admission_.fd(), *this);
       answers_.connect(this);
     } catch (const zmq::error_t& error) {
+      admission_.close();
       socket_.close();
       port = Error{ErrorCode::kInvalidArgument,
                    "cannot listen on tcp " + address.text() + ": " + error.what()};
@@ -52,6 +54,50 @@ rpc::Server::Counters CallServer::counters() {
   rpc::Server::Counters counters;
   thread_.run_and_wait([&] { counters = server_.counters(); });
   return counters;
+}
+
+Admission::Counters CallServer::admission() {
+  Admission::Counters counters;
+  thread_.run_and_wait([&] { counters = admission_.counters(); });
+  return counters;
+}
+
+bool CallServer::deny(const crypto::ExchangeKey& key) {
+  bool listed = false;
+  thread_.run_and_wait([&] {
+    listed = admission_.deny(key);
+    const std::string user = to_hex(as_bytes(key));
+    const auto denied = peers_if([&](const Sender& sender) { return sender.user == user; });
+    for (rpc::PeerId peer : denied) {
+      admission_.kick(thread_.clock().now(), connections_[peer].sender.fd);
+      send(peer, rpc::encode(rpc::GoAway{}), {});
+    }
+    drop(denied);
+  });
+  return listed;
+}
+
+std::vector<rpc::PeerId>
+CallServer::peers_if(const std::function<bool(const Sender&)>& condition) const {
+  std::vector<rpc::PeerId> found;
+  for (const auto& [peer, connection] : connections_)
+    if (condition(connection.sender))
+      found.push_back(peer);
+  return found;
+}
+
+// Nothing of these peers is kept; what they send from now on comes from peers unknown.
+void CallServer::drop(const std::vector<rpc::PeerId>& peers) {
+  for (rpc::PeerId peer : peers) {
+    server_.forget(peer);
+    release(peer);
+  }
+}
+
+void CallServer::drop_closed(Time now) {
+  admission_.on_events(now, port_, [this](int fd) {
+    drop(peers_if([fd](const Sender& sender) { return sender.fd == fd; }));
+  });
 }
 
 void CallServer::reply(const rpc::CallKey& key, rpc::OutgoingResult result) {
@@ -92,14 +138,23 @@ void CallServer::release(rpc::PeerId peer) {
 
 std::string_view CallServer::caller(rpc::PeerId peer) const {
   const auto found = connections_.find(peer);
-  return found == connections_.end() ? std::string_view() : found->second.caller;
+  return found == connections_.end() ? std::string_view() : found->second.sender.user;
 }
 
-rpc::PeerId CallServer::peer_of(Frame& route) {
-  const auto [found, is_new] = peers_.try_emplace(std::string(as_text(route.bytes())), next_peer_);
-  if (is_new)
-    connections_[next_peer_++] = {found->first, user_id(route.message)};
-  return found->second;
+std::optional<rpc::PeerId> CallServer::peer_of(Time now, ByteView route, Frame& header) {
+  const std::string name(as_text(route));
+  if (const auto known = peers_.find(name); known != peers_.end())
+    return known->second;
+  drop_closed(now);
+  if (connections_.size() >= 2 * Limits::kConnections) // messages read after their connection's end
+    drop(peers_if([this](const Sender& sender) { return !admission_.knows(sender.fd); }));
+  Sender sender = sender_of(header);
+  if (!admission_.permits(now, sender))
+    return std::nullopt;
+  const rpc::PeerId peer = next_peer_++;
+  connections_[peer] = {name, std::move(sender)};
+  peers_[name] = peer;
+  return peer;
 }
 
 void CallServer::drain(Time now) {
@@ -116,7 +171,8 @@ void CallServer::drain(Time now) {
       chunk.bytes = frames[2]->bytes();
       chunk.owner = std::move(frames[2]);
     }
-    server_.on_frames(now, peer_of(*frames[0]), frames[1]->bytes(), std::move(chunk));
+    if (const auto peer = peer_of(now, frames[0]->bytes(), *frames[1]))
+      server_.on_frames(now, *peer, frames[1]->bytes(), std::move(chunk));
   }
   // ZeroMQ does not say which peer became writable: every blocked one tries again after each
   // wake-up, and soon by timer, since the question below may consume the edge that announces it.
@@ -126,17 +182,21 @@ void CallServer::drain(Time now) {
   retry_at_ = ready(socket_).in ? now : blocked_.empty() ? kNever : now + kMillisecond;
 }
 
-void CallServer::on_ready(int, Time now) {
-  drain(now);
+void CallServer::on_ready(int fd, Time now) {
+  if (fd == admission_.fd())
+    drop_closed(now);
+  else
+    drain(now);
 }
 
 void CallServer::on_timer(Time now) {
   server_.on_timer(now);
+  admission_.on_timer(now);
   drain(now);
 }
 
 Time CallServer::next_deadline() const {
-  return std::min(retry_at_, server_.next_deadline());
+  return std::min({retry_at_, server_.next_deadline(), admission_.next_deadline()});
 }
 
 } // namespace lah::net

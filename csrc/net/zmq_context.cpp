@@ -5,9 +5,7 @@
 namespace lah::net {
 namespace {
 
-constexpr int kIoThreads = 2; // CURVE runs there
-constexpr const char* kZapEndpoint = "inproc://zeromq.zap.01";
-constexpr const char* kZapDomain = "lah";
+constexpr int kIoThreads = 2;       // CURVE runs there
 constexpr size_t kCopyBelow = 4096; // cheaper than counting a lent frame
 
 void release_keeper(void*, void* hint) {
@@ -28,50 +26,14 @@ zmq::message_t chunk_message(const rpc::Chunk& chunk) {
 
 } // namespace
 
-ZmqContext::ZmqContext(NetThread& thread) : thread_(thread), context_(kIoThreads) {
-  thread_.run_and_wait([this] {
-    zap_ = zmq::socket_t(context_, zmq::socket_type::rep);
-    zap_.set(zmq::sockopt::linger, 0);
-    zap_.bind(kZapEndpoint);
-    thread_.add(*this);
-    thread_.watch(descriptor(zap_), *this);
-  });
-}
-
-ZmqContext::~ZmqContext() {
-  thread_.run_and_wait([this] {
-    thread_.remove(*this);
-    zap_.close();
-  });
-}
-
-void ZmqContext::on_ready(int, Time) {
-  while (ready(zap_).in)
-    answer();
-}
-
-// Every key may connect: who a peer is, its User-Id says. A NULL connection carries no key and is
-// refused here, since only CURVE listeners name a ZAP domain.
-void ZmqContext::answer() {
-  std::vector<std::unique_ptr<Frame>> request;
-  if (!receive(zap_, request, 7))
-    return;
-  const bool complete = request.size() == 7 && as_text(request[5]->bytes()) == "CURVE" &&
-                        request[6]->bytes().size() == 32;
-  const std::string id = request.size() > 1 ? std::string(as_text(request[1]->bytes())) : "";
-  const std::string user = complete ? to_hex(request[6]->bytes()) : "";
-  const std::array<std::string, 6> reply{
-      "1.0", id, complete ? "200" : "400", complete ? "OK" : "CURVE is required", user, ""};
-  for (size_t i = 0; i < reply.size(); ++i)
-    zap_.send(zmq::buffer(reply[i]),
-              i + 1 < reply.size() ? zmq::send_flags::sndmore : zmq::send_flags::none);
-}
+ZmqContext::ZmqContext(NetThread& thread) : context_(kIoThreads), zap_(thread, context_) {}
 
 void set_common_options(zmq::socket_t& socket) {
   namespace opt = zmq::sockopt;
   socket.set(opt::maxmsgsize, static_cast<int64_t>(Limits::kMessageBytes));
   socket.set(opt::sndhwm, Limits::kSocketHighWaterMark);
   socket.set(opt::rcvhwm, Limits::kSocketHighWaterMark);
+  socket.set(opt::backlog, Limits::kBacklog);
   socket.set(opt::handshake_ivl, 5'000);
   socket.set(opt::heartbeat_ivl, 10'000);
   socket.set(opt::heartbeat_timeout, 30'000);
@@ -83,8 +45,9 @@ void set_common_options(zmq::socket_t& socket) {
   socket.set(opt::ipv6, true);
 }
 
-void set_curve_server(zmq::socket_t& socket, const crypto::Identity& identity) {
-  socket.set(zmq::sockopt::zap_domain, kZapDomain);
+void set_curve_server(zmq::socket_t& socket, const crypto::Identity& identity,
+                      const std::string& zap_domain) {
+  socket.set(zmq::sockopt::zap_domain, zap_domain);
   socket.set(zmq::sockopt::curve_server, true);
   socket.set(zmq::sockopt::curve_secretkey,
              zmq::const_buffer(identity.exchange_secret().data(), 32));

@@ -1,38 +1,33 @@
-// The ZeroMQ context of a process, its socket options, and ZAP (https://rfc.zeromq.org/spec/27):
-// who may connect.
+// The ZeroMQ context of a process, the options of its sockets, and messages of frames.
 #pragma once
 
 #include <zmq.hpp>
 
 #include "crypto/identity.hpp"
-#include "net/net_thread.hpp"
+#include "net/zap.hpp"
 #include "rpc/link.hpp"
 
 namespace lah::net {
 
-// Everything in here is used on the network thread only; construct and destroy it from another one.
-class ZmqContext final : public Service {
+// Sockets are used on the network thread only; construct and destroy this from another one.
+class ZmqContext {
 public:
   explicit ZmqContext(NetThread& thread);
-  ~ZmqContext() override;
 
   zmq::context_t& get() { return context_; }
-
-  void on_ready(int fd, Time now) override;
-  void on_timer(Time) override {}
-  Time next_deadline() const override { return kNever; }
+  Zap& zap() { return zap_; }
+  uint64_t next_number() { return ++numbers_; } // network thread
 
 private:
-  void answer();
-
-  NetThread& thread_;
   zmq::context_t context_;
-  zmq::socket_t zap_;
+  Zap zap_;
+  uint64_t numbers_ = 0;
 };
 
 // Limits, liveness and reconnection, the same on both ends.
 void set_common_options(zmq::socket_t& socket);
-void set_curve_server(zmq::socket_t& socket, const crypto::Identity& identity);
+void set_curve_server(zmq::socket_t& socket, const crypto::Identity& identity,
+                      const std::string& zap_domain);
 void set_curve_client(zmq::socket_t& socket, const crypto::Identity& identity,
                       const crypto::ExchangeKey& server);
 

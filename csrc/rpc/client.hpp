@@ -75,7 +75,8 @@ public:
 
   void on_frames(Time now, PeerId peer, ByteView header, ByteView chunk);
   void on_writable(Time now, PeerId peer);
-  void on_refused(Time now, PeerId peer); // nothing listens at its address (Link::probe)
+  void on_refused(Time now, PeerId peer);       // nothing listens at its address (Link::probe)
+  void on_not_permitted(Time now, PeerId peer); // its server does not let this caller in
   void on_timer(Time now);
   Time next_deadline() const;
 

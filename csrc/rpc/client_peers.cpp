@@ -105,6 +105,7 @@ void Client::handle(Time now, PeerId peer_id, const GoAway&, ByteView) {
   Peer& peer = peers_[peer_id];
   give_up(now, peer_id, peer, {ErrorCode::kShuttingDown, "the server is shutting down"});
   peer.probe_until = peer.next_check = now + config_.farewell; // it is not silent: no probes
+  link_.release(peer_id); // whoever listens there later is met anew
 }
 
 // A refusal is the word of the other machine, so there is no need to wait out the silence; but a
@@ -115,6 +116,12 @@ void Client::on_refused(Time now, PeerId id) {
       now - found->second.waiting_since < config_.suspicion)
     return;
   give_up(now, id, found->second, {ErrorCode::kPeerUnreachable, "nothing listens at its address"});
+}
+
+void Client::on_not_permitted(Time now, PeerId id) {
+  Peer& peer = peers_[id];
+  peer.control.clear(); // it waited for the connection
+  give_up(now, id, peer, {ErrorCode::kNotPermitted, "refused by the server's access list"});
 }
 
 // Longer than a few lost pings on a slow link.

@@ -129,7 +129,8 @@ class GatingFunction(nn.Module):
         if self._alive is None:
             if not self.network.is_running:
                 self.network.start()
-            self._alive = AliveExperts(self.network, get_transport(), self.uid_prefix, self.grid_size)
+            transport = get_transport(self.network.identity)
+            self._alive = AliveExperts(self.network, transport, self.uid_prefix, self.grid_size)
             self._alive.wait(1, min(_FIRST_MAP_TIMEOUT, self.forward_waiting.timeout or _FIRST_MAP_TIMEOUT))
         return self._alive
 

@@ -40,6 +40,8 @@ class RemoteExpert(nn.Module):
         host, port: the server's TCP address.
         key: the server's 32-byte public key; None asks the server (trust on first use).
         insecure: connect without encryption.
+        identity: the 32-byte seed of the caller's own key, for servers that let only some in, e.g. a
+            `TesseractNetwork`'s `identity`. None calls under a key that no server knows.
         forward_timeout, backward_timeout: seconds that a call may take, whatever happens. None, the default, goes by
             how long such calls took so far; 30 s and a second for each megabyte until that is known.
         priority: 0 to 255, 0 by default: the server computes higher ones first.
@@ -61,6 +63,7 @@ class RemoteExpert(nn.Module):
         *,
         key: bytes | None = None,
         insecure: bool = False,
+        identity: bytes | None = None,
         forward_timeout: float | None = None,
         backward_timeout: float | None = None,
         priority: int = 0,
@@ -68,8 +71,10 @@ class RemoteExpert(nn.Module):
         codec: CodecArgument = "raw",
     ):
         super().__init__()
+        if identity is not None and len(identity) != 32:
+            raise errors.InvalidArgument("identity: expected a seed of 32 bytes, or None")
         self.uid, self.host, self.port = uid, host, port
-        self.key, self.insecure = key, insecure
+        self.key, self.insecure, self._identity = key, insecure, identity
         self.forward_timeout, self.backward_timeout = forward_timeout, backward_timeout
         self.priority = checked_priority(priority)
         self.grad_scale = checked_grad_scale(grad_scale)
@@ -81,7 +86,7 @@ class RemoteExpert(nn.Module):
     def transport(self) -> Transport:
         """The process's connections; taken at the first use."""
         if self._transport is None:
-            self._transport = get_transport()
+            self._transport = get_transport(self._identity)
         return self._transport
 
     @property

@@ -27,7 +27,7 @@ DEFAULT_TIMEOUT = 30.0  # seconds that a call may take before it is known how lo
 ASSUMED_RATE = 1e6  # ... and the bytes per second that its tensors are given on top
 
 _lock = threading.Lock()
-_current: tuple[int, weakref.ref[Transport]] | None = None
+_current: dict[bytes | None, tuple[int, weakref.ref[Transport]]] = {}
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,15 @@ class Quorum:
 
 
 class Transport:
-    """All connections of this process to expert servers. Shared by every module; get it from `get_transport()`."""
+    """All connections of one caller to expert servers. Shared by its modules; get it from `get_transport()`.
 
-    def __init__(self) -> None:
+    identity: the 32-byte seed of the key that servers know this caller by; None makes a new one.
+    """
+
+    def __init__(self, identity: bytes | None = None) -> None:
         from learning_at_home import _core
 
-        self._core = _core.ClientCore(get_net_thread(), os.urandom(32))
+        self._core = _core.ClientCore(get_net_thread(), identity or os.urandom(32))
         self._schemas: dict[tuple[int, str], ExpertSchema] = {}
         self._names: dict[int, str] = {}
         self._keys: dict[tuple[str, int], bytes] = {}
@@ -309,14 +312,19 @@ class Transport:
         return frozenset(self._core.down())
 
 
-def get_transport() -> Transport:
-    """Return this process's transport, making it if there is none. Hold the result to keep its connections."""
-    global _current  # noqa: PLW0603 - one set of connections per process is the point
+def get_transport(identity: bytes | None = None) -> Transport:
+    """Return this process's transport, making it if there is none. Hold the result to keep its connections.
+
+    Each `identity` (a 32-byte seed) has its own; without one, calls are made under a key that no server knows.
+    """
     with _lock:
-        transport = _current[1]() if _current is not None and _current[0] == os.getpid() else None
+        pid, known = _current.get(identity, (0, None))
+        transport = known() if known is not None and pid == os.getpid() else None
         if transport is None:
-            transport = Transport()
-            _current = (os.getpid(), weakref.ref(transport))
+            for old in [key for key, (_, reference) in _current.items() if reference() is None]:
+                del _current[old]
+            transport = Transport(identity)
+            _current[identity] = (os.getpid(), weakref.ref(transport))
         return transport
 
 

@@ -9,7 +9,7 @@ import os
 import secrets
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -55,6 +55,9 @@ class TesseractServer:
         checkpoint_period: seconds between saves of experts that were updated, 60 by default.
         checkpoint_keep: generations of each expert to keep, 2 by default.
         allow_fetch: let anybody download the experts (`network.fetch_expert`); refused with `NotPermitted` by default.
+        allow: the 32-byte Ed25519 public keys of callers that may connect (`TesseractNetwork.public_key` of a gate's
+            network); None lets everybody in.
+        deny: keys that may not; `deny()` adds to them. Callers refused raise `NotPermitted`.
         start: start and block, as in the original.
         conn_handler_processes: accepted for compatibility: one network thread serves every connection.
         **runtime_kwargs: of `TesseractRuntime`, e.g. `device`.
@@ -80,6 +83,8 @@ class TesseractServer:
         checkpoint_period: float = 60.0,
         checkpoint_keep: int = 2,
         allow_fetch: bool = False,
+        allow: Iterable[bytes] | None = None,
+        deny: Iterable[bytes] = (),
         **runtime_kwargs: Any,
     ):
         if not 0 <= port <= 65535:
@@ -92,6 +97,11 @@ class TesseractServer:
             raise InvalidArgument(f"announce: needed with addr={addr!r}, so that trainers know where to call")
         if insecure and not address.is_loopback:
             raise InvalidArgument(f"insecure: only loopback addresses may go unencrypted, got addr={addr!r}")
+        deny = tuple(deny)
+        if insecure and (allow is not None or deny):
+            raise InvalidArgument("insecure: callers without encryption have no keys to allow or deny")
+        self._allowed = None if allow is None else [_key("allow", key) for key in allow]
+        self._denied = [_key("deny", key) for key in deny]
         host, self._announced_port = parse_announce(announce) if announce is not None else (self.addr, None)
         self.announce = resolve(host)
         self.network, self.insecure, self.update_period = network, insecure, update_period
@@ -182,9 +192,23 @@ class TesseractServer:
             self._ended.set()
             atexit.unregister(self._end_with_interpreter)
 
+    def deny(self, key: bytes) -> None:
+        """Let this caller (a 32-byte Ed25519 public key) in no more: its connections end, its calls are dropped.
+
+        Raises:
+            InvalidArgument: not a public key, an unencrypted server, or a full list (65536 keys).
+        """
+        if self.insecure:
+            raise InvalidArgument("key: callers of an unencrypted server have none")
+        self.runtime.core.deny(_key("key", key))
+        self._denied.append(key)
+
     def counters(self) -> dict[str, int]:
-        """Totals since the start: requests, batches, rows, expired, failed, refused, repeated (backward calls that came
-        again and were not applied again), lent (requests and results that were not copied), bad_frames, python_entries.
+        """Totals since the start.
+
+        requests, batches, rows, expired, failed, refused, bad_frames, python_entries; repeated: backward calls that
+        came again and were not applied again; lent: requests and results that were not copied; denied: handshakes
+        of keys that may not connect; refused_connections: those above the limits; and connections: open now.
         """
         return dict(self.runtime.core.counters())
 
@@ -212,7 +236,8 @@ class TesseractServer:
     def _listen_tcp(self, port: int) -> int:
         thread = get_net_thread()
         encrypted = not self.insecure
-        return int(self.runtime.core.listen(thread, self._seed, self.addr, port, encrypted, self.boot_id))
+        identity = (self._seed, self.addr, port, encrypted, self.boot_id)
+        return int(self.runtime.core.listen(thread, *identity, self._allowed, self._denied))
 
     def _answer_hello(self) -> Any:
         from learning_at_home import _core
@@ -255,6 +280,12 @@ class TesseractServer:
         if os.getpid() == self._owner:
             with suppress(KeyboardInterrupt):  # the runtime's own exit goes on from there
                 self.shutdown()
+
+
+def _key(argument: str, key: bytes) -> bytes:
+    if not isinstance(key, bytes) or len(key) != 32:
+        raise InvalidArgument(f"{argument}: expected Ed25519 public keys of 32 bytes, got {key!r}")
+    return key
 
 
 @contextmanager
