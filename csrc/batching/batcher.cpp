@@ -123,9 +123,19 @@ void Batcher::cancel(const rpc::CallKey& key) {
     for (uint32_t i = 0; i < pools_.size() && !removed; ++i)
       if ((removed = pools_[i].remove(key)))
         left_queue(i, key.peer);
+    if (!removed)
+      cancel_running(key);
   }
   if (removed)
     send_fail(key, {ErrorCode::kCancelled, "cancelled by the caller"});
+}
+
+// What runs is not stopped, but its result is not made.
+void Batcher::cancel_running(const rpc::CallKey& key) {
+  for (auto& [id, running] : running_)
+    for (size_t i = 0; i < running.calls.size(); ++i)
+      if (!running.answered[i] && running.calls[i].key == key)
+        running.calls[i].deadline = kCancelled; // nobody reads it while the batch runs
 }
 
 void Batcher::left_queue(uint32_t pool, rpc::PeerId peer) {

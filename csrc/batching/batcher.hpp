@@ -6,6 +6,7 @@
 
 #include <array>
 #include <condition_variable>
+#include <limits>
 #include <mutex>
 #include <set>
 #include <unordered_map>
@@ -97,6 +98,8 @@ private:
     size_t left = 0;            // calls to answer
   };
 
+  static constexpr Time kCancelled = std::numeric_limits<Time>::min(); // as a deadline
+
   struct Lane {
     std::set<uint32_t> waiting; // pools with requests
     Turns turns;
@@ -107,6 +110,7 @@ private:
 
   std::optional<uint32_t> next_pool(const Lane& lane, Time now, Time& wake_at) const;
   bool prepare(Lane& lane, Time now, Time& wake_at, std::vector<rpc::CallKey>& expired);
+  void cancel_running(const rpc::CallKey& key);
   void left_queue(uint32_t pool, rpc::PeerId peer);
   Duration wait(uint32_t lane, uint8_t priority, Time now) const;
   std::optional<Error> refuse(const TaskPool& pool, const rpc::Call& call) const;
@@ -121,7 +125,7 @@ private:
                                                uint64_t first_row,
                                                const std::shared_ptr<const void>& keep);
   bool may_lend_state();
-  void drop_late(const rpc::CallKey& key);
+  void drop_late(const rpc::IncomingCall& call);
   void send_fail(const rpc::CallKey& key, const Error& error);
 
   const Clock& clock_;

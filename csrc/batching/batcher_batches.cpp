@@ -164,7 +164,7 @@ void Batcher::finish(uint64_t batch_id, const Requests& requests,
     // A late backward call was applied all the same: its answer is kept for callers that repeat it.
     if (call.deadline <= now && call.header.method != rpc::Method::kBackward) {
       first_row += call_rows(call.header);
-      drop_late(call.key);
+      drop_late(call);
       continue;
     }
     auto result = result_of(running, call, now, outputs, first_row, keep);
@@ -179,12 +179,14 @@ void Batcher::finish(uint64_t batch_id, const Requests& requests,
   }
 }
 
-void Batcher::drop_late(const rpc::CallKey& key) {
+void Batcher::drop_late(const rpc::IncomingCall& call) {
+  if (call.deadline == kCancelled)
+    return send_fail(call.key, {ErrorCode::kCancelled, "cancelled by the caller"});
   {
     const std::lock_guard lock(mutex_);
     ++counters_.expired;
   }
-  send_fail(key, {ErrorCode::kDeadlineExceeded, "the deadline passed while its batch ran"});
+  send_fail(call.key, {ErrorCode::kDeadlineExceeded, "the deadline passed while its batch ran"});
 }
 
 // Nothing if there is no memory for it.

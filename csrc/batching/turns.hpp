@@ -15,7 +15,8 @@ inline constexpr Duration kAgeing = kSecond;
 // Orders waiting requests by urgency, a time; the lower goes first. It is the request's arrival,
 // earlier by kAgeing for each level of priority. For a peer that has had much of the device it is
 // no earlier than what would have been its turn had the peers that wait shared the device evenly
-// (start-time fair queueing: Goyal, Vin, Cheng 1997): who sends a flood delays himself.
+// (start-time fair queueing: Goyal, Vin, Cheng 1997): who sends a flood delays himself. Priority
+// brings a peer's requests forward within its share, and does not add to that.
 class Turns {
 public:
   Time urgency(const rpc::IncomingCall& call) const {
@@ -43,24 +44,29 @@ public:
 
 private:
   static constexpr Duration kMaxDelay = 30 * kSecond; // behind others; then it is age that counts
+  static constexpr size_t kKnownPeers = 64;
   struct Peer {
     Time turn = 0;
     size_t waiting = 0;
   };
 
   static Time base(const rpc::IncomingCall& call, const Peer& peer) {
-    return std::clamp(peer.turn, call.arrived, call.arrived + kMaxDelay);
+    return std::clamp(peer.turn, call.arrived,
+                      call.arrived + kMaxDelay + call.header.priority * kAgeing);
   }
 
   void forget(Time now) {
-    if (peers_.size() > 2 * active_ + 64)
-      std::erase_if(peers_, [now](const auto& peer) {
-        return peer.second.waiting == 0 && peer.second.turn <= now;
-      });
+    if (peers_.size() < forget_at_)
+      return;
+    std::erase_if(peers_, [now](const auto& peer) {
+      return peer.second.waiting == 0 && peer.second.turn <= now;
+    });
+    forget_at_ = std::max(kKnownPeers, 2 * peers_.size());
   }
 
   std::unordered_map<rpc::PeerId, Peer> peers_;
-  size_t active_ = 0; // peers with requests that wait
+  size_t active_ = 0;              // peers with requests that wait
+  size_t forget_at_ = kKnownPeers; // peers
 };
 
 } // namespace lah::batching

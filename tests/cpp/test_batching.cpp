@@ -218,6 +218,21 @@ TEST_F(BatchingTest, CancelledRequestsLeaveTheQueue) {
   EXPECT_EQ(take(batch), Taken::kTimeout);
 }
 
+TEST_F(BatchingTest, CancelledRequestsThatRunGetNoResult) {
+  const rpc::CallKey key = submit("a", 1, 1);
+  submit("a", 1, 2);
+  Batch batch;
+  ASSERT_EQ(take(batch), Taken::kBatch);
+  batcher.cancel(key);
+  EXPECT_TRUE(answers.list.empty());
+  const std::array<float, 8> out{0, 0, 0, 0, 5, 5, 5, 5};
+  batcher.finish(batch.id, {}, {std::as_bytes(std::span(out))});
+  ASSERT_EQ(answers.list.size(), 2u);
+  EXPECT_EQ(answers.list[0].error.code, ErrorCode::kCancelled);
+  EXPECT_EQ(reinterpret_cast<const float*>(answers.list[1].result->bytes.get())[0], 5.0f);
+  EXPECT_EQ(batcher.counters().expired, 0u);
+}
+
 TEST_F(BatchingTest, StoppingAnswersEverybody) {
   submit("a", 1, 1);
   submit("b", 1, 1);

@@ -37,9 +37,10 @@ struct Device : ReplyPort {
   }
   void fail(const rpc::CallKey&, const Error& error) override { ADD_FAILURE() << error.message; }
 
-  void submit(rpc::PeerId peer, uint64_t rows) {
+  void submit(rpc::PeerId peer, uint64_t rows, uint8_t priority = 0) {
     rpc::IncomingCall call;
     call.header.uid = "expert";
+    call.header.priority = priority;
     call.header.tensors = {TensorSpec{DType::kUInt8, {}}.meta(rows)};
     call.header.total_bytes = rpc::stream_bytes(call.header.tensors);
     call.key.peer = peer;
@@ -81,7 +82,7 @@ struct Waits {
 
 // Every peer has one small request at a time and thinks in between; the first one has `flood`
 // requests of full batches.
-Waits simulate(int flood) {
+Waits simulate(int flood, uint8_t priority = 0) {
   Device device;
   SeededRng rng(7);
   std::vector<Time> sent(kPeers, 0);
@@ -90,7 +91,7 @@ Waits simulate(int flood) {
   Waits waits;
   const Time begin = device.clock.time;
   for (int i = 0; i < flood; ++i)
-    device.submit(1, kMaxRows);
+    device.submit(1, kMaxRows, priority);
   while (device.clock.time < begin + 20 * kSecond) {
     const Time now = device.clock.time;
     for (size_t i = 1; i < kPeers; ++i) {
@@ -102,7 +103,7 @@ Waits simulate(int flood) {
     for (rpc::PeerId peer : device.run()) {
       if (peer == 1) {
         ++waits.flooder_calls;
-        device.submit(1, kMaxRows);
+        device.submit(1, kMaxRows, priority);
         continue;
       }
       const size_t i = peer - 1;
@@ -125,6 +126,15 @@ TEST(Fairness, AFloodOfLargeBatchesDelaysItselfAndNoOtherPeer) {
   EXPECT_LE(flooded.mean, 1.5 * calm.mean);
   EXPECT_GE(flooded.other_calls, calm.other_calls * 9 / 10);
   EXPECT_GE(flooded.flooder_calls, 20'000 / 11 / kPeers); // it has its share of the 20 s
+}
+
+TEST(Fairness, PriorityBringsAFloodForwardOnceAndDoesNotAddToItsShare) {
+  const Waits flooded = simulate(256);
+  const Waits urgent = simulate(256, 60);
+  // 60 s of precedence are used up by 60 s / (64 peers * 11 ms) full batches.
+  const int precedence = static_cast<int>(60 * kSecond / (kPeers * 11 * kMillisecond));
+  EXPECT_GE(urgent.flooder_calls, precedence);
+  EXPECT_LE(urgent.flooder_calls, precedence + 2 * flooded.flooder_calls);
 }
 
 } // namespace
