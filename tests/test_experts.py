@@ -271,6 +271,8 @@ def test_server_arguments_are_checked():
         lib.TesseractServer(None, {"expert.0": backend}, port=70_000)
     with pytest.raises(errors.InvalidArgument, match="insecure"):
         lib.TesseractServer(None, {"expert.0": backend}, addr="0.0.0.0", insecure=True)
+    with pytest.raises(errors.InvalidArgument, match="call it encrypted"):
+        lib.TesseractServer(lib.TesseractNetwork(port=0), {"expert.0": backend}, insecure=True)
     with pytest.raises(errors.InvalidArgument, match="expert_backends"):
         lib.TesseractServer(None, {})
     with pytest.raises(errors.InvalidArgument, match="names a backend"):

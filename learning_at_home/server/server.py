@@ -49,7 +49,8 @@ class TesseractServer:
         update_period: seconds between declarations; they expire after three periods.
         announce: the address that trainers are told, where it differs from `addr`: "host", or with forwarded ports
             "host:port" or "[::1]:port" (forward the same UDP port too if trainers know nothing but the address).
-        insecure: listen without encryption; loopback addresses only.
+        insecure: listen without encryption; loopback addresses only, and no network: whom the network tells of a
+            server calls it encrypted.
         checkpoint_dir: where to save the experts, and to find them now if they were saved there; None saves nothing.
             Weights, optimizer with its settings, scheduler and number of updates come back (see `Checkpoints`).
         checkpoint_period: seconds between saves of experts that were updated, 60 by default.
@@ -98,6 +99,8 @@ class TesseractServer:
         if insecure and not address.is_loopback:
             raise InvalidArgument(f"insecure: only loopback addresses may go unencrypted, got addr={addr!r}")
         deny = tuple(deny)
+        if insecure and network is not None:
+            raise InvalidArgument("insecure: trainers that find a server in a network call it encrypted; network=None")
         if insecure and (allow is not None or deny):
             raise InvalidArgument("insecure: callers without encryption have no keys to allow or deny")
         self._allowed = None if allow is None else [_key("allow", key) for key in allow]
