@@ -364,3 +364,21 @@ def test_copies_share_the_network_and_carry_only_their_own_state(network: lib.Te
         with pytest.raises(TypeError, match="cannot be pickled"):
             pickle.dumps(network)
         assert deepcopy(network) is network
+
+
+CROWD = """
+import threading
+from learning_at_home.client.transport import Transport
+for _ in range(20):
+    start = threading.Barrier(8)
+    threads = [threading.Thread(target=lambda: (start.wait(), Transport())) for _ in range(8)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+print("FINE")
+"""
+
+
+def test_threads_may_all_make_the_first_connection(spawn: Spawn) -> None:
+    crowd = spawn("-c", CROWD)
+    crowd.wait_line("FINE")
+    assert crowd.wait() == 0

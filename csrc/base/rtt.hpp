@@ -5,7 +5,6 @@
 
 #include "base/time.hpp"
 
-
 namespace lah {
 
 inline constexpr Duration kRtoMin = milliseconds(20);

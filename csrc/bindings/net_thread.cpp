@@ -32,10 +32,11 @@ net::NetThread& NetThreadHandle::get() {
 }
 
 net::ZmqContext& NetThreadHandle::zmq() {
-  if (!zmq_) {
-    const GilRelease release;
-    zmq_ = std::make_unique<net::ZmqContext>(get());
-  }
+  net::NetThread& thread = get();
+  const GilRelease release; // several threads may come here for the first time
+  const std::lock_guard lock(zmq_mutex_);
+  if (!zmq_)
+    zmq_ = std::make_unique<net::ZmqContext>(thread);
   return *zmq_;
 }
 

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 
 #include "net/net_thread.hpp"
@@ -26,6 +27,7 @@ public:
 private:
   pid_t owner_;
   std::unique_ptr<net::NetThread> thread_;
+  std::mutex zmq_mutex_;                 // taken without the GIL
   std::unique_ptr<net::ZmqContext> zmq_; // created on first use
 };
 

@@ -60,14 +60,14 @@ class Ended:
 
 @dataclass
 class Caller:
-    """Threads that call one server again and again, forward and backward by turns, and keep every outcome."""
+    """Threads that call one server again and again, by turns with these methods, and keep every outcome."""
 
     transport: Transport
     peer: int
     deadline: float
     threads: int = 2
     calls: int = 4  # side by side, of each thread
-    rows: int = 1
+    methods: tuple[int, ...] = (FORWARD, BACKWARD)
     ended: list[Ended] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -96,8 +96,7 @@ class Caller:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            methods = [FORWARD, BACKWARD] * (self.calls // 2)
-            batch = [self._call(method) for method in methods]
+            batch = [self._call(method) for method in self.methods * (self.calls // len(self.methods))]
             begin = time.monotonic()
             outcomes = self.transport.call_many([call for _, call in batch], self.deadline)
             took = time.monotonic() - begin
@@ -109,8 +108,7 @@ class Caller:
 
     def _call(self, method: int) -> tuple[int, ExpertCall]:
         number = next(_numbers)
-        rows = torch.zeros(self.rows, NUMBERS, dtype=torch.int64)
-        rows[:, 0] = number
+        rows = torch.full((1, NUMBERS), number)
         address = ExpertAddress("nop", self.peer, "nop server")
         return number, ExpertCall(address, method, [rows], [torch.empty_like(rows)])
 
