@@ -100,6 +100,13 @@ def test_one_raising_backward_request_among_many_and_nothing_is_applied_twice():
     assert module.weight.grad is None
 
 
+def test_an_expert_that_always_fails_is_not_asked_for_ever():
+    module = Scale()
+    outcomes = answers(backend_of(module), [(rows(POISON, 1),)] * 300, False)
+    assert all(isinstance(outcome, errors.ExpertError) for outcome in outcomes)
+    assert len(module.passes) < 150
+
+
 def test_outputs_that_break_the_schema_are_the_culprits_alone():
     class Shrinks(Scale):
         def forward(self, x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from learning_at_home.runtime.task_pool import TaskPool
 
 _LEND_FROM = 1 << 20  # bytes: csrc/base/limits.hpp, kChunkBytes
 _SLACK = 1 << 20  # bytes of a storage that may be held for nothing while a result is sent
+_MAX_HALVED = 128  # attempts; one culprit among 4096 requests takes 25
 _MAX_MESSAGE = 500
 _MAX_TRACEBACK = 16_000  # csrc/base/limits.hpp: kErrorTextBytes
 
@@ -59,7 +60,8 @@ class BatchRunner:
     or returns what its schema does not promise, the batch is halved and run again, until the culprits are alone: they
     get `ExpertError` with the traceback, all others their results. Backward parts that succeed take one optimizer step
     each. Once the optimizer was entered a part is never run again, so that no gradient is applied twice: an error from
-    there on goes to all of the part, and so does one of an expert that has overwritten its inputs.
+    there on goes to all of the part, and so does one of an expert that has overwritten its inputs. An expert that fails
+    whatever it gets keeps its device only so long: after 128 attempts at a batch, parts that fail are not halved.
 
     Args:
         core: the `_core.ServerCore` that takes the answers.
@@ -72,10 +74,12 @@ class BatchRunner:
         """Answer every request of a batch."""
         rest = self._screen(backend, backward, batch)
         todo = [rest] if rest is not None else []
+        attempts = 0
         with in_mode(backend.expert, training) if backend.expert.training != training else nullcontext():
             while todo:
                 part = todo.pop()
-                if not self._attempt(backend, pool, part):
+                attempts += 1
+                if not self._attempt(backend, pool, part, may_halve=attempts <= _MAX_HALVED):
                     todo.extend(reversed(part.halves()))
 
     def _screen(self, backend: ExpertBackend, backward: bool, batch: Part) -> Part | None:
@@ -83,15 +87,15 @@ class BatchRunner:
         bad_rows = backend.rows_to_reject(batch.inputs, backward)
         if not bad_rows:
             return batch
-        culprits = set()
+        culprits, suspects = set(), sorted(bad_rows)
         for i, (begin, end) in enumerate(zip(accumulate(batch.rows, initial=0), accumulate(batch.rows), strict=False)):
-            bad = next((row for row in sorted(bad_rows) if begin <= row < end), None)
+            bad = next((row for row in suspects if begin <= row < end), None)
             if bad is not None:
                 culprits.add(i)
                 self._fail(batch, [batch.requests[i]], Rejected, f"row {bad - begin}: {bad_rows[bad]}")
         return batch.without(culprits) if len(culprits) < len(batch.requests) else None
 
-    def _attempt(self, backend: ExpertBackend, pool: TaskPool, part: Part) -> bool:
+    def _attempt(self, backend: ExpertBackend, pool: TaskPool, part: Part, may_halve: bool) -> bool:
         """Run a part and answer it; False, with nothing applied, if it must be halved first."""
         backend.update_begun = False
         memory_uses = _uses(part.memory) if part.memory is not None else 0
@@ -100,7 +104,7 @@ class BatchRunner:
             outputs = _checked(pool, sum(part.rows), pool.process_func(*part.inputs))
         except (Exception, SystemExit) as error:  # its callers' to know, and never the server's end
             intact = versions == [tensor._version for tensor in part.inputs]  # some experts write into their inputs
-            if len(part.requests) > 1 and intact and not backend.update_begun:
+            if may_halve and len(part.requests) > 1 and intact and not backend.update_begun:
                 return False
             cls = Rejected if isinstance(error, Rejected) else ExpertError
             message = str(error) if cls is Rejected else f"{type(error).__name__}: {error}"
