@@ -193,6 +193,7 @@ public:
   // lives, so they need not be copied.
   void finish(uint64_t batch, const std::vector<uint32_t>& requests,
               const std::vector<std::pair<uintptr_t, size_t>>& outputs, const py::object& keep) {
+    batching::Batcher& batcher = this->batcher();
     held_->drop();
     std::shared_ptr<const void> keeper;
     if (!keep.is_none())
@@ -202,7 +203,7 @@ public:
       std::vector<ByteView> views;
       for (const auto& [address, size] : outputs)
         views.emplace_back(reinterpret_cast<const std::byte*>(address), size);
-      batcher().finish(batch, requests, views, std::move(keeper));
+      batcher.finish(batch, requests, views, std::move(keeper));
     }
     ++python_entries_;
   }
