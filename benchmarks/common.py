@@ -61,6 +61,7 @@ class Options:
     json: Path | None
     rounds: int
     full: bool
+    grpc: Side | None = None
     sides: list[Side] = field(default_factory=list)
 
 
@@ -76,6 +77,7 @@ def parse_options(description: str | None, arguments: Sequence[str] | None = Non
     parser.add_argument(
         "--original", nargs=2, metavar=("PYTHON", "CHECKOUT"), help="interpreter and checkout of the original"
     )
+    parser.add_argument("--grpc", metavar="PYTHON", help="interpreter of an environment with grpcio")
     given = parser.parse_args(arguments)
     sides = [Side(OURS, "benchmarks.ours", sys.executable)]
     if given.hivemind:
@@ -83,7 +85,8 @@ def parse_options(description: str | None, arguments: Sequence[str] | None = Non
     if given.original:
         python, checkout = given.original
         sides.append(Side("original", "benchmarks.peers.original_side", python, (checkout,)))
-    return Options(given.quick, given.json, given.rounds or (3 if given.quick else 7), given.full, sides)
+    grpc = Side("gRPC", "benchmarks.peers.grpc_side", given.grpc) if given.grpc else None
+    return Options(given.quick, given.json, given.rounds or (3 if given.quick else 7), given.full, grpc, sides)
 
 
 @contextmanager

@@ -16,6 +16,9 @@ class Ours:
         self.gate: Any = None
         self.server: Any = None
         self.coded: dict[str, Any] = {}  # the first expert once for each codec
+        self.batches: list[tuple[int, int, bool]] = []
+        self.backends: dict[str, Any] = {}
+        self.experts: dict[str, Any] = {}
 
     def serve(
         self,
@@ -36,15 +39,19 @@ class Ours:
         import torch
 
         import learning_at_home as lib
-        from benchmarks.nop import EXPERTS
+        from benchmarks.experts import EXPERTS
 
         if torch_threads:
             torch.set_num_threads(torch_threads)
         begun = time.perf_counter()
         rows = lib.BatchTensorProto(hidden)
-        backends = {}
-        for uid in experts:
+        self.hidden = hidden
+        backends = self.backends = {}
+        for i, uid in enumerate(experts):
             module = EXPERTS[kind](hidden)
+            module.register_forward_pre_hook(
+                lambda _, x, i=i: self.batches.append((i, len(x[0]), torch.is_grad_enabled()))
+            )
             optimizer = torch.optim.SGD(module.parameters(), lr=1e-3)
             backends[uid] = lib.ExpertBackend(
                 uid,
@@ -62,6 +69,7 @@ class Ours:
             "port": self.server.port,
             "network": node.port if node is not None else None,
             "uid": experts[0],
+            "uids": experts,
             "insecure": insecure,
             "ready": time.perf_counter() - begun,
         }
@@ -80,7 +88,7 @@ class Ours:
         torch.set_num_threads(1)
         self.address, self.hidden = address, hidden
         self.expert = lib.RemoteExpert(address["uid"], address["host"], address["port"], insecure=address["insecure"])
-        self.calls(5)
+        self.calls(5, same=False)
 
     def calls(self, count: int, rows: int = 1, same: bool = True) -> list[float]:
         """Forward calls, one after the other. same: the expert returns what it gets."""
@@ -108,7 +116,7 @@ class Ours:
         def train() -> None:
             x = torch.randn(rows, self.hidden, requires_grad=True)
             for _ in range(count):
-                self.expert(x).backward(torch.ones_like(x))
+                self.expert(x).mean().backward()
 
         begun = time.perf_counter()
         with ThreadPoolExecutor(threads) as pool:
@@ -117,6 +125,88 @@ class Ours:
         tensor = 4 * rows * self.hidden * threads * count
         # Forward sends x; backward sends x and its gradient, and each gets one tensor back.
         return {"seconds": time.perf_counter() - begun, "sent": 3 * tensor, "received": 2 * tensor}
+
+    def random_calls(self, rows: int, count: int, backward: bool, seed: int) -> list[float]:
+        """Seconds of calls to random experts of the server, forward or forward and backward."""
+        import random
+
+        import torch
+
+        import learning_at_home as lib
+
+        if not self.experts:
+            address = self.address
+            for uid in address["uids"]:
+                self.experts[uid] = lib.RemoteExpert(
+                    uid, address["host"], address["port"], insecure=address["insecure"]
+                )
+        choose = random.Random(seed)
+        x = torch.randn(rows, self.hidden)
+        times = []
+        for _ in range(count):
+            expert = self.experts[choose.choice(self.address["uids"])]
+            begun = time.perf_counter()
+            with torch.set_grad_enabled(backward):
+                y = expert(x.requires_grad_(backward))
+                if backward:
+                    y.mean().backward()
+            times.append(time.perf_counter() - begun)
+        assert y.shape == x.shape
+        return times
+
+    def waits(self, threads: int, rows: int, count: int) -> list[list[float]]:
+        """Seconds of every training call, forward and backward, of each of the threads."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        import torch
+
+        def train() -> list[float]:
+            x = torch.randn(rows, self.hidden, requires_grad=True)
+            times = []
+            for _ in range(count):
+                begun = time.perf_counter()
+                self.expert(x).mean().backward()
+                times.append(time.perf_counter() - begun)
+            return times
+
+        with ThreadPoolExecutor(threads) as pool:
+            return [done.result() for done in [pool.submit(train) for _ in range(threads)]]
+
+    def forget_batches(self) -> None:
+        """Begin a new list of the batches that the served modules run."""
+        self.batches = []
+
+    def replay(self) -> dict[str, float]:
+        """What the served modules take for the batches they ran, called by a plain loop in this process.
+
+        Returns the seconds of that loop, how many batches and their mean rows.
+        """
+        import torch
+
+        batches, backends = list(self.batches), list(self.backends.values())
+        inputs = {rows: torch.randn(rows, self.hidden) for _, rows, _ in batches}
+        begun = time.perf_counter()
+        for i, rows, backward in batches:
+            with torch.set_grad_enabled(backward):
+                x = inputs[rows].requires_grad_(backward)
+                y = backends[i].expert(x)
+                if backward:
+                    y.mean().backward()
+                    backends[i].opt.step()
+                    backends[i].opt.zero_grad()
+                    x.grad = None
+        seconds = time.perf_counter() - begun
+        return {
+            "seconds": seconds,
+            "batches": len(batches),
+            "rows": sum(rows for _, rows, _ in batches) / max(1, len(batches)),
+        }
+
+    def take_turns(self) -> list[tuple[float, int]]:
+        """Turns of the network thread since the last call: (at most so many seconds, how many)."""
+        from learning_at_home._net_thread import get_net_thread
+
+        return list(get_net_thread().take_turns())
 
     def codec_calls(self, codec: str, count: int, rows: int) -> list[float]:
         """Forward calls whose tensors travel in a codec, one after the other."""

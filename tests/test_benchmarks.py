@@ -58,6 +58,8 @@ def test_all_finds_every_benchmark() -> None:
         "benchmarks.calls.transfer",
         "benchmarks.calls.wan",
         "benchmarks.moe.dmoe_step",
+        "benchmarks.server.fairness",
+        "benchmarks.server.ffn_throughput",
         "benchmarks.server.footprint",
     } <= set(modules())
     assert not [module for module in modules() if ".peers." in module]

@@ -3,8 +3,8 @@ it up.
 
 "one at a time": forward calls of 256 MiB there and back, one after the other. Either direction rests while the other
 works, so the link allows its rate, bytes both ways over the time. "trainers": four threads that train, forward and
-backward, on 64 MiB each; the busier direction over the time. Plain TCP in one stream and in 16, one way at a time,
-says what Linux makes of the link as it is shipped.
+backward, on 64 MiB each; the busier direction over the time. Plain TCP in one stream and in 16, one direction at a
+time, says what Linux makes of the link as it is shipped.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Hivemind:
         from hivemind.moe.server import Server
         from hivemind.moe.server.layers import register_expert_class
 
-        from benchmarks.nop import EXPERTS
+        from benchmarks.experts import EXPERTS
 
         if torch_threads:
             torch.set_num_threads(torch_threads)
@@ -64,6 +64,7 @@ class Hivemind:
             "peer": self.server.dht.peer_id.to_base58(),
             "maddrs": [str(address) for address in self.server.dht.get_visible_maddrs()],
             "uid": experts[0],
+            "uids": experts,
         }
 
     def connect(self, address: dict[str, Any], hidden: int) -> None:
@@ -77,7 +78,9 @@ class Hivemind:
         torch.set_num_threads(1)
         self.address, self.hidden = address, hidden
         p2p = RemoteExpertWorker.run_coroutine(P2P.create(initial_peers=address["maddrs"], **_P2P))
-        self.expert = RemoteExpert(ExpertInfo(address["uid"], PeerID.from_base58(address["peer"])), p2p)
+        peer = PeerID.from_base58(address["peer"])
+        self.experts = [RemoteExpert(ExpertInfo(uid, peer), p2p) for uid in address["uids"]]
+        self.expert = self.experts[0]
         self.calls(5)
 
     def calls(self, count: int, rows: int = 1) -> list[float]:
@@ -91,7 +94,27 @@ class Hivemind:
                 begun = time.perf_counter()
                 y = self.expert(x)
                 times.append(time.perf_counter() - begun)
-        assert torch.equal(y, x)
+        assert y.shape == x.shape
+        return times
+
+    def random_calls(self, rows: int, count: int, backward: bool, seed: int) -> list[float]:
+        """Seconds of calls to random experts of the server, forward or forward and backward."""
+        import random
+
+        import torch
+
+        choose = random.Random(seed)
+        x = torch.randn(rows, self.hidden)
+        times = []
+        for _ in range(count):
+            expert = choose.choice(self.experts)
+            begun = time.perf_counter()
+            with torch.set_grad_enabled(backward):
+                y = expert(x.requires_grad_(backward))
+                if backward:
+                    y.mean().backward()
+            times.append(time.perf_counter() - begun)
+        assert y.shape == x.shape
         return times
 
     def open_grid(self, grid: list[int], k: int) -> None:

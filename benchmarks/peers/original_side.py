@@ -135,7 +135,7 @@ class Original:
     ) -> None:
         import multiprocessing.managers
 
-        from benchmarks.nop import EXPERTS
+        from benchmarks.experts import EXPERTS
 
         root = lib.TesseractNetwork(port=network[0], start=True) if network else None
         shared = {}

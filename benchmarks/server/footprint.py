@@ -1,4 +1,5 @@
-"""What a server of 64 experts takes: processes, threads, memory, descriptors, and the time until it is ready.
+"""What a server of 64 experts takes: processes, threads, memory, descriptors, and the time until it is ready. Ours with
+256 experts, too.
 
 Each side starts a server in a fresh process, one side at a time, a few times over. "Without torch's" threads: the same
 server with torch set to one thread, so that every thread counted beyond the main one is the server's own.
@@ -14,7 +15,7 @@ from typing import Any
 from benchmarks.common import OURS, Row, Side, compare, console, in_turn, median, parse_options, report
 from benchmarks.worker import WorkerError
 
-EXPERTS, HIDDEN = 64, 64
+EXPERTS, MANY, HIDDEN = 64, 256, 64
 UNITS = {
     "processes": "processes",
     "threads": "threads",
@@ -41,12 +42,16 @@ def main() -> None:
         rows += compare(what, unit, value)
         if what == "threads":
             rows.append(Row("threads without torch's", "threads", own))
+    many = footprint(sides[0], MANY, torch_threads=1)
+    for what in ("processes", "threads", "memory", "from construction to ready"):
+        name = "threads without torch's" if what == "threads" else what
+        rows.append(Row(f"{MANY} experts: {name}", UNITS[what], many[what]))
     report(f"A server of {EXPERTS} experts", rows, options)
 
 
-def footprint(side: Side, torch_threads: int = 0) -> dict[str, float]:
+def footprint(side: Side, experts: int = EXPERTS, torch_threads: int = 0) -> dict[str, float]:
     """Start a server, call an expert once, count, end it."""
-    uids = [f"expert.{i // 8}.{i % 8}" for i in range(EXPERTS)]
+    uids = [f"expert.{i // 8}.{i % 8}" for i in range(experts)]
     with side.start() as server:
         address = server.ask(
             "serve", timeout=300, experts=uids, hidden=HIDDEN, kind="nop", network=True, torch_threads=torch_threads

@@ -53,7 +53,16 @@ void bind_net_thread(py::module_& m) {
       .def(py::init<>())
       .def("take_longest_turn_seconds", [](NetThreadHandle& self) {
         return static_cast<double>(self.get().take_longest_turn()) / 1e9;
-      });
+      })
+      .def(
+          "take_turns",
+          [](NetThreadHandle& self) {
+            py::list turns;
+            for (const auto& [longest, count] : self.get().turn_times().take())
+              turns.append(py::make_tuple(static_cast<double>(longest) / 1e9, count));
+            return turns;
+          },
+          "Since the last call: (seconds, how many turns of the loop took at most that long).");
 }
 
 } // namespace lah::bindings

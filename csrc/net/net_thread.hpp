@@ -9,6 +9,7 @@
 
 #include "net/poller.hpp"
 #include "net/system.hpp"
+#include "net/turn_times.hpp"
 
 namespace lah::net {
 
@@ -46,6 +47,7 @@ public:
   Rng& rng() { return rng_; } // network thread only
   // Nanoseconds the loop spent outside its wait in the longest turn since the last call.
   Duration take_longest_turn() { return longest_turn_.exchange(0); }
+  TurnTimes& turn_times() { return turn_times_; }
 
 private:
   void loop();
@@ -60,6 +62,7 @@ private:
   std::vector<Command> commands_;
   std::atomic<bool> stopping_{false};
   std::atomic<Duration> longest_turn_{0};
+  TurnTimes turn_times_;
 
   std::vector<Service*> services_;
   std::unordered_map<int, Service*> watched_;
