@@ -64,7 +64,9 @@ struct Limits {
   static constexpr size_t kPeerBytes = size_t{512} << 20; // received and not yet computed, one peer
   static constexpr size_t kServerBytes = size_t{2} << 30; // the same, all peers
   static constexpr size_t kPeerCalls = 4096;              // open calls of one peer
-  static constexpr size_t kCreditBytes = size_t{4} << 20; // window of one stream
+  static constexpr size_t kCreditBytes = size_t{4} << 20; // first window of one stream
+  static constexpr size_t kCreditMostBytes = size_t{32} << 20;
+  static constexpr size_t kStripes = 16; // connections of one caller that share its streams
   static constexpr size_t kErrorTextBytes = 16384;        // remote traceback text
   static constexpr size_t kDescriptionBytes = size_t{1} << 20; // JSON answer to an info call
   static constexpr size_t kPoolQueue = 8192;                   // requests waiting in one pool

@@ -4,8 +4,9 @@
 
 namespace lah::net {
 namespace {
-constexpr int kMessagesPerTurn = 64; // then the other sockets have their turn
-}
+constexpr int kMessagesPerTurn = 64;    // then the other sockets have their turn
+constexpr int kStripeHighWaterMark = 2; // what waits at one stripe could leave by another
+} // namespace
 
 CallClient::CallClient(NetThread& thread, ZmqContext& zmq, crypto::Identity identity)
     : thread_(thread), zmq_(zmq), identity_(std::move(identity)),
@@ -26,6 +27,7 @@ CallClient::~CallClient() {
     client_.fail_all(thread_.clock().now(), {ErrorCode::kShuttingDown, "the client was closed"});
     thread_.remove(*this);
     connections_.clear();
+    closing_.clear();
     groups_.clear();
   });
 }
@@ -48,11 +50,13 @@ CallClient::Address CallClient::address_of(rpc::PeerId peer) const {
 CallClient::Connection* CallClient::open(rpc::PeerId peer) {
   if (const auto found = connections_.find(peer); found != connections_.end())
     return &found->second;
-  const Address address = address_of(peer);
+  const Address address = address_of(rpc::first_connection(peer));
   try {
     Connection connection{zmq::socket_t(zmq_.get(), zmq::socket_type::dealer)};
     set_common_options(connection.socket);
     connection.socket.set(zmq::sockopt::immediate, true);
+    if (peer != rpc::first_connection(peer))
+      connection.socket.set(zmq::sockopt::sndhwm, kStripeHighWaterMark);
     if (address.key) {
       const auto server = crypto::exchange_key(*address.key);
       if (!server)
@@ -92,9 +96,20 @@ void CallClient::probe(rpc::PeerId peer) {
     refused_.push_back(peer);
 }
 
+// The socket may be in use further up the stack.
+void CallClient::reset(rpc::PeerId peer) {
+  const auto found = connections_.find(peer);
+  if (found == connections_.end())
+    return;
+  end_handshake(found->second);
+  unwatch(descriptor(found->second.socket));
+  closing_.push_back(connections_.extract(found));
+}
+
 void CallClient::close_released() {
   for (rpc::PeerId peer : std::exchange(released_, {}))
     close(peer);
+  closing_.clear();
 }
 
 void CallClient::close(rpc::PeerId peer) {
@@ -124,7 +139,7 @@ bool CallClient::not_permitted(Time now, rpc::PeerId peer, Connection& connectio
   if (!connection.handshake || !connection.handshake->next())
     return false;
   close(peer);
-  client_.on_not_permitted(now, peer);
+  client_.on_not_permitted(now, rpc::first_connection(peer));
   return true;
 }
 

@@ -46,6 +46,7 @@ private:
 
   rpc::Sent send(rpc::PeerId peer, ByteView header, const rpc::Chunk& chunk) override;
   void release(rpc::PeerId peer) override;
+  void reset(rpc::PeerId peer) override;
   void probe(rpc::PeerId peer) override;
   Address address_of(rpc::PeerId peer) const;
   Connection* open(rpc::PeerId peer);
@@ -70,7 +71,8 @@ private:
   std::vector<Address> addresses_; // of peer i + 1
   std::set<rpc::PeerId> down_;
 
-  std::map<rpc::PeerId, Connection> connections_;
+  std::map<rpc::PeerId, Connection> connections_; // of a peer, and of its stripes
+  std::vector<std::map<rpc::PeerId, Connection>::node_type> closing_; // at the end of the turn
   std::map<int, rpc::PeerId> descriptors_;
   std::vector<rpc::PeerId> touched_;  // sockets whose edge-triggered events must be asked again
   std::vector<rpc::PeerId> released_; // to be closed at the end of the turn

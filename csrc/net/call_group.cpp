@@ -46,9 +46,11 @@ void CallGroup::Slot::on_bytes(uint64_t stream_offset, ByteView bytes) {
   if (group->closed_)
     return;
   if (call.collect > 0) { // grows with what has come, not with what was promised
-    const uint64_t wanted = std::min<uint64_t>(bytes.size(), collect_bytes - collected.size());
-    if (stream_offset == collected.size())
-      collected.append(reinterpret_cast<const char*>(bytes.data()), wanted);
+    const uint64_t end = std::min(stream_offset + bytes.size(), collect_bytes);
+    if (collected.size() < end)
+      collected.resize(end);
+    if (stream_offset < end)
+      std::memcpy(collected.data() + stream_offset, bytes.data(), end - stream_offset);
     return;
   }
   uint64_t start = 0;

@@ -1,4 +1,5 @@
-// How long the turns of a loop took, in a histogram of fixed size: what comes during a turn waits for its end.
+// How long the turns of a loop took, in a histogram of fixed size: what comes during a turn waits
+// for its end.
 #pragma once
 
 #include <array>

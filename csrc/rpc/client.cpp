@@ -31,6 +31,8 @@ RequestId Client::start(Time now, PeerId peer_id, OutgoingCall out, ReplySink& s
   }
   peer.calls.insert(id);
   peer.sending.push_back(id);
+  if (calls_.at(id).out.header.total_bytes > Limits::kCreditBytes)
+    send_ping(now, peer_id, peer); // how far away it is decides whether stripes are worth it
   pump(now, peer_id, peer);
   return id;
 }
@@ -56,6 +58,7 @@ void Client::fail_all(Time now, const Error& error) {
 
 // Chunks of several calls take turns, so a small call never waits for the whole of a large one.
 void Client::pump(Time now, PeerId id, Peer& peer) {
+  watch_stripes(now, id, peer);
   while (!peer.control.empty()) {
     if (link_.send(id, peer.control.front(), {}) != Sent::kAccepted)
       return;
@@ -74,9 +77,14 @@ void Client::pump(Time now, PeerId id, Peer& peer) {
       ++stalled;
       continue;
     }
-    if (send_next(now, call) != Sent::kAccepted) {
-      peer.sending.push_front(next);
-      return;
+    if (send_next(now, peer, call) != Sent::kAccepted) {
+      if (!striped(peer, call)) {
+        peer.sending.push_front(next);
+        return;
+      }
+      peer.sending.push_back(next); // stripes are full; the first connection may not be
+      ++stalled;
+      continue;
     }
     stalled = 0;
     if (!call.sending.done())
@@ -84,7 +92,7 @@ void Client::pump(Time now, PeerId id, Peer& peer) {
   }
 }
 
-Sent Client::send_next(Time now, OpenCall& call) {
+Sent Client::send_next(Time now, Peer& peer, OpenCall& call) {
   Chunk chunk;
   Buffer gathered;
   const Piece piece = call.sending.done() ? Piece{} : call.sending.next();
@@ -109,7 +117,8 @@ Sent Client::send_next(Time now, OpenCall& call) {
         std::min<uint64_t>(static_cast<uint64_t>(left / kMillisecond), Limits::kDeadlineMs);
     header = encode(call.out.header);
   }
-  const Sent sent = link_.send(call.peer, header, chunk);
+  const Sent sent = striped(peer, call) ? send_striped(peer, header, chunk)
+                                        : link_.send(call.peer, header, chunk);
   if (sent == Sent::kAccepted) {
     if (!call.called)
       call.sent = now;
@@ -145,10 +154,21 @@ void Client::finish(Time now, const RequestId& id, Outcome outcome) {
   sink->on_done(outcome);
 }
 
-void Client::on_frames(Time now, PeerId peer_id, ByteView header, ByteView chunk) {
+void Client::on_frames(Time now, PeerId connection, ByteView header, ByteView chunk) {
   const auto message = decode(header);
   if (!message)
     return;
+  const PeerId peer_id = first_connection(connection);
+  if (connection != peer_id) {
+    const auto found = peers_.find(peer_id);
+    if (found == peers_.end() || std::holds_alternative<GoAway>(*message))
+      return; // the first connection says the same
+    if (const auto* pong = std::get_if<Pong>(&*message)) {
+      if (!joined(found->second, connection, *pong))
+        reconnect(now, peer_id, found->second);
+      return;
+    }
+  }
   std::visit(
       [&](const auto& known) {
         if constexpr (requires { handle(now, peer_id, known, chunk); })
@@ -171,7 +191,8 @@ void Client::handle(Time now, PeerId peer_id, const ResultMessage& message, Byte
     return;
   }
   call.result = message;
-  call.receiving = StreamCursor(message.tensors);
+  call.receiving = PieceSet(message.tensors);
+  call.window = CreditWindow(message.total_bytes);
   take_bytes(now, message.id, call, 0, chunk);
   pump(now, peer_id, peers_[peer_id]);
 }
@@ -181,19 +202,22 @@ void Client::handle(Time now, PeerId peer_id, const Data& message, ByteView chun
   if (found == calls_.end() || found->second.peer != peer_id || !found->second.result)
     return;
   take_bytes(now, message.id, found->second, message.offset, chunk);
+  add_stripes(now, peer_id, peers_[peer_id]);
   pump(now, peer_id, peers_[peer_id]);
 }
 
 void Client::take_bytes(Time now, const RequestId& id, OpenCall& call, uint64_t offset,
                         ByteView chunk) {
   if (!call.receiving.done()) {
-    const Piece expected = call.receiving.next();
-    if (offset != expected.offset || chunk.size() != expected.size) {
-      finish(now, id, {Error{ErrorCode::kProtocol, "the server's result stream has a gap"}});
+    const PieceSet::Taken taken = call.receiving.take(offset, chunk.size());
+    if (taken == PieceSet::Taken::kRepeated)
+      return;
+    if (taken == PieceSet::Taken::kWrong) {
+      finish(now, id, {Error{ErrorCode::kProtocol, "the server's result has no such piece"}});
       return;
     }
     call.sink->on_bytes(offset, chunk);
-    call.receiving.advance(expected.size);
+    peers_[call.peer].received += chunk.size();
   }
   if (call.receiving.done()) {
     const ResultMessage& result = *call.result;
@@ -201,16 +225,22 @@ void Client::take_bytes(Time now, const RequestId& id, OpenCall& call, uint64_t 
            {Error{}, result.queue_us, result.service_us, result.batch_rows, result.wait_us});
     return;
   }
-  if (const uint64_t limit = call.window.grant(call.receiving.offset()); limit != 0)
-    send_control(call.peer, peers_[call.peer], Credit{id, limit});
+  if (const uint64_t limit = call.window.grant(call.receiving.received()); limit != 0)
+    send_control(call.peer, peers_[call.peer], Credit{id, limit, call.receiving.received()});
 }
 
 void Client::handle(Time now, PeerId peer_id, const Credit& message, ByteView) {
   const auto found = calls_.find(message.id);
   if (found == calls_.end() || found->second.peer != peer_id)
     return;
-  found->second.credit = std::max(found->second.credit, message.limit);
-  pump(now, peer_id, peers_[peer_id]);
+  OpenCall& call = found->second;
+  call.credit = std::max(call.credit, message.limit);
+  call.known = true;
+  Peer& peer = peers_[peer_id];
+  peer.sent += message.received - std::min(call.arrived, message.received);
+  call.arrived = std::max(call.arrived, message.received);
+  add_stripes(now, peer_id, peer);
+  pump(now, peer_id, peer);
 }
 
 void Client::handle(Time now, PeerId peer_id, const ErrorMessage& message, ByteView chunk) {
@@ -225,9 +255,10 @@ void Client::handle(Time now, PeerId peer_id, const ErrorMessage& message, ByteV
   finish(now, message.id, {error});
 }
 
-void Client::on_writable(Time now, PeerId peer) {
-  if (const auto found = peers_.find(peer); found != peers_.end())
-    pump(now, peer, found->second);
+void Client::on_writable(Time now, PeerId connection) {
+  const PeerId id = first_connection(connection);
+  if (const auto found = peers_.find(id); found != peers_.end())
+    pump(now, id, found->second);
 }
 
 void Client::on_timer(Time now) {

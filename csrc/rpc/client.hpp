@@ -87,13 +87,22 @@ private:
     ReplySink* sink = nullptr;
     StreamCursor sending;
     uint64_t credit = Limits::kCreditBytes;
-    bool called = false; // the CALL header went out
+    uint64_t arrived = 0; // bytes of it that the server has
+    bool called = false;  // the CALL header went out
+    bool known = false;   // and the server has begun to receive it: the rest may take stripes
     Time started = 0;
     Time sent = 0; // when the CALL header went out last
     std::optional<ResultMessage> result;
-    StreamCursor receiving;
+    PieceSet receiving;
     CreditWindow window;
     std::multimap<Time, RequestId>::iterator timer;
+  };
+  struct Stripe {
+    PeerId connection = 0;
+    RequestId asked{};      // the JOIN that was sent last
+    Time asked_at = kNever; // kNever: the connection is not there yet
+    bool waiting = true;    // for its answer
+    uint64_t number = 0;    // as the server numbers it; 0: not joined yet
   };
   struct OpenPing {
     PeerId peer;
@@ -114,10 +123,16 @@ private:
     std::set<RequestId> calls;
     std::deque<RequestId> sending;
     std::deque<Buffer> control; // small messages the link refused so far
+    std::vector<Stripe> stripes;
+    bool unstriped = false; // it does not answer JOIN
+    size_t turn = 0;        // which of them is next
+    uint64_t sent = 0;      // bytes that arrived there since `counted`
+    uint64_t received = 0;  // and here
+    Time counted = 0;
   };
 
   void pump(Time now, PeerId id, Peer& peer);
-  Sent send_next(Time now, OpenCall& call);
+  Sent send_next(Time now, Peer& peer, OpenCall& call);
   bool send_control(PeerId id, Peer& peer, const Message& message);
   void send_ping(Time now, PeerId id, Peer& peer);
   void finish(Time now, const RequestId& id, Outcome outcome);
@@ -134,6 +149,15 @@ private:
   void handle(Time now, PeerId peer, const ErrorMessage& message, ByteView chunk);
   void handle(Time now, PeerId peer, const Pong& message, ByteView chunk);
   void handle(Time now, PeerId peer, const GoAway& message, ByteView chunk);
+  bool striped(const Peer& peer, const OpenCall& call) const;
+  Sent send_striped(Peer& peer, ByteView header, const Chunk& chunk);
+  void add_stripes(Time now, PeerId id, Peer& peer);
+  void watch_stripes(Time now, PeerId id, Peer& peer);
+  void join(Time now, Peer& peer, Stripe& stripe);
+  bool joined(Peer& peer, PeerId connection, const Pong& message);
+  void drop_stripes(Peer& peer);
+  void reconnect(Time now, PeerId id, Peer& peer);
+
   void resend_lost(Time now, PeerId id, Peer& peer, Time before, uint64_t former_boot_id);
   void take_bytes(Time now, const RequestId& id, OpenCall& call, uint64_t offset, ByteView chunk);
 

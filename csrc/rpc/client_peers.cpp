@@ -70,8 +70,10 @@ void Client::handle(Time now, PeerId peer_id, const Pong& message, ByteView) {
   pings_.erase(found);
   peer.rtt.sample(now - ping.sent);
   ping.done(Error{}, now - ping.sent);
-  if (reconnected)
+  if (reconnected) {
+    drop_stripes(peer); // they belong to the connection that is no more
     resend_lost(now, peer_id, peer, ping.sent, former_boot_id);
+  }
 }
 
 // The server answers a repeated call that it knows, and receives anew one that it does not.
@@ -92,6 +94,8 @@ void Client::resend_lost(Time now, PeerId id, Peer& peer, Time before, uint64_t 
     call.called = false;
     call.sending = StreamCursor(call.out.header.tensors);
     call.credit = Limits::kCreditBytes;
+    call.known = false;
+    call.arrived = 0;
     call.result.reset();
     call.receiving = {};
     call.window = {};
@@ -103,6 +107,7 @@ void Client::resend_lost(Time now, PeerId id, Peer& peer, Time before, uint64_t 
 
 void Client::handle(Time now, PeerId peer_id, const GoAway&, ByteView) {
   Peer& peer = peers_[peer_id];
+  drop_stripes(peer);
   give_up(now, peer_id, peer, {ErrorCode::kShuttingDown, "the server is shutting down"});
   peer.probe_until = peer.next_check = now + config_.farewell; // it is not silent: no probes
   link_.release(peer_id); // whoever listens there later is met anew
@@ -158,10 +163,12 @@ void Client::check_peer(Time now, PeerId id, Peer& peer) {
     return release(id);
   }
   send_ping(now, id, peer);
+  watch_stripes(now, id, peer);
 }
 
 // A peer that was down gets another chance: whoever still knows of it may call it.
 void Client::release(PeerId id) {
+  drop_stripes(peers_.at(id));
   const bool was_down = peers_.at(id).down;
   peers_.erase(id);
   link_.release(id);

@@ -12,6 +12,16 @@ namespace lah::rpc {
 // A connection, as the transport numbers them. Never reused within a process.
 using PeerId = uint64_t;
 
+// A caller's connection to a peer may have stripes: further connections to the same address, opened
+// like the first when something is sent over them.
+inline constexpr PeerId kStripeBit = PeerId{1} << 56;
+constexpr PeerId stripe_of(PeerId peer, size_t stripe) {
+  return peer | kStripeBit * stripe;
+}
+constexpr PeerId first_connection(PeerId connection) {
+  return connection & (kStripeBit - 1);
+}
+
 // Bytes to send. With `keep`, the transport may read them until it drops its copy of `keep`, from
 // any thread; without, it copies them before send() returns.
 struct Chunk {
@@ -38,6 +48,8 @@ public:
   virtual Sent send(PeerId peer, ByteView header, const Chunk& chunk) = 0;
   // Nothing is expected of this peer any more; the next send() may open its connection anew.
   virtual void release(PeerId) {}
+  // Ends this connection, with whatever is under way on it; the next send() opens a new one.
+  virtual void reset(PeerId) {}
   // Asks whether anything listens at the address of a silent peer. If not, the client hears of it
   // by on_refused().
   virtual void probe(PeerId) {}

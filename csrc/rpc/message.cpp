@@ -73,7 +73,10 @@ struct Encoder {
     out.u64(static_cast<uint64_t>(m.result_codec)).u64(m.boot_id);
   }
   void operator()(const Data& m) const { head(Kind::kData, 0, m.id, m.offset); }
-  void operator()(const Credit& m) const { head(Kind::kCredit, 0, m.id, m.limit); }
+  void operator()(const Credit& m) const {
+    head(Kind::kCredit, 1, m.id, m.limit);
+    out.u64(m.received);
+  }
   void operator()(const Cancel& m) const { head(Kind::kCancel, 0, m.id, 0); }
   void operator()(const ResultMessage& m) const {
     head(Kind::kResult, 7, m.id, 0);
@@ -91,6 +94,10 @@ struct Encoder {
     out.u64(m.boot_id).u64(m.connection).u64(m.wait_us);
   }
   void operator()(const GoAway& m) const { head(Kind::kGoAway, 0, m.id, 0); }
+  void operator()(const Join& m) const {
+    head(Kind::kJoin, 1, m.id, 0);
+    out.u64(m.connection);
+  }
 };
 
 Message get_call(wire::Reader& in, const RequestId& id) {
@@ -149,7 +156,7 @@ Message get_body(wire::Reader& in, uint64_t kind, const RequestId& id, uint64_t 
   case Kind::kData:
     return Data{id, offset};
   case Kind::kCredit:
-    return Credit{id, offset};
+    return Credit{id, offset, in.u64(Limits::kCallBytes)};
   case Kind::kCancel:
     return Cancel{id};
   case Kind::kResult:
@@ -162,6 +169,8 @@ Message get_body(wire::Reader& in, uint64_t kind, const RequestId& id, uint64_t 
     return get_pong(in, id);
   case Kind::kGoAway:
     return GoAway{id};
+  case Kind::kJoin:
+    return Join{id, in.u64()};
   }
   in.fail();
   return GoAway{};
@@ -210,7 +219,7 @@ Result<Message> decode(ByteView header) {
   wire::Reader& in = *reader;
   in.enter(4, Limits::kWireArray);
   const uint64_t version = in.u64();
-  const uint64_t kind = in.u64(static_cast<uint64_t>(Kind::kGoAway));
+  const uint64_t kind = in.u64(static_cast<uint64_t>(Kind::kJoin));
   const RequestId id = in.fixed<16>();
   const uint64_t offset = in.u64(Limits::kCallBytes);
   if (!in.ok() || version != kVersion)

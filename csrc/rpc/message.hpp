@@ -36,6 +36,7 @@ enum class Kind : uint8_t {
   kPing = 7,
   kPong = 8,
   kGoAway = 9,
+  kJoin = 10,
 };
 
 enum class Method : uint8_t {
@@ -83,10 +84,12 @@ struct Data {
   uint64_t offset = 0;
 };
 
-// The receiver of stream `id` accepts its bytes [0, limit).
+// The receiver of stream `id` accepts its bytes [0, limit), and has so many already. From now on it
+// also takes DATA of this stream over stripes, in any order.
 struct Credit {
   RequestId id{};
   uint64_t limit = 0;
+  uint64_t received = 0;
 };
 
 struct Cancel {
@@ -124,13 +127,21 @@ struct Pong {
   uint64_t wait_us = 0; // what a request that comes now would wait
 };
 
+// This connection is a stripe of another one of the same caller, which a PONG over that one named:
+// DATA of its streams may take either. Answered by a PONG that names the stripe; not at all if the
+// two callers' keys differ or there is no encryption.
+struct Join {
+  RequestId id{};
+  uint64_t connection = 0;
+};
+
 // The server takes no new calls on this connection.
 struct GoAway {
   RequestId id{};
 };
 
 using Message =
-    std::variant<Call, Data, Credit, Cancel, ResultMessage, ErrorMessage, Ping, Pong, GoAway>;
+    std::variant<Call, Data, Credit, Cancel, ResultMessage, ErrorMessage, Ping, Pong, GoAway, Join>;
 
 Buffer encode(const Message& message);
 Result<Message> decode(ByteView header);

@@ -18,10 +18,15 @@ void Server::on_frames(Time now, PeerId peer, ByteView header, ReceivedChunk chu
     return;
   }
   peers_[peer].heard = now;
+  const PeerId first = first_of(peer);
+  if (const auto found = peers_.find(first); found != peers_.end())
+    found->second.heard = now;
   std::visit(
-      [&](const auto& known) {
-        if constexpr (requires { handle(now, peer, known, chunk); })
+      [&]<typename M>(const M& known) {
+        if constexpr (std::is_same_v<M, Ping> || std::is_same_v<M, Join>)
           handle(now, peer, known, chunk);
+        else if constexpr (requires { handle(now, first, known, chunk); })
+          handle(now, first, known, chunk);
         else
           ++counters_.bad_frames; // only servers send those
       },
@@ -102,7 +107,8 @@ void Server::handle(Time now, PeerId peer_id, const Call& call, ReceivedChunk& c
   incoming.pool = *pool;
   incoming.arrived = now;
   incoming.deadline = now + milliseconds(static_cast<int64_t>(call.deadline_ms));
-  incoming.receiving = StreamCursor(call.tensors);
+  incoming.receiving = PieceSet(call.tensors);
+  incoming.window = CreditWindow(call.total_bytes);
   receive(now, peer_id, peer, std::move(incoming), chunk);
 }
 
@@ -110,10 +116,9 @@ void Server::receive(Time now, PeerId peer_id, Peer& peer, Incoming incoming,
                      ReceivedChunk& chunk) {
   const CallKey key{peer_id, incoming.header.id};
   const uint64_t total = incoming.header.total_bytes;
-  const uint64_t first = incoming.receiving.done() ? 0 : incoming.receiving.next().size;
-  if (chunk.bytes.size() != first)
+  if (chunk.bytes.size() != incoming.receiving.first())
     return send_error(peer_id, key.id, {ErrorCode::kProtocol, "first chunk of a wrong length"});
-  if (incoming.receiving.whole()) {
+  if (total <= Limits::kChunkBytes) {
     peer.open.insert(key.id);
     return submit(key, std::move(incoming), &chunk);
   }
@@ -135,22 +140,22 @@ void Server::handle(Time, PeerId peer_id, const Data& data, ReceivedChunk& chunk
   if (found == incoming_.end())
     return; // refused, cancelled or expired: the rest of its stream is dropped
   Incoming& incoming = found->second;
-  if (data.offset < incoming.receiving.offset())
-    return; // repeated over a connection that had lost nothing
-  const Piece expected = incoming.receiving.next();
-  if (data.offset != expected.offset || chunk.bytes.size() != expected.size) {
+  const PieceSet::Taken taken = incoming.receiving.take(data.offset, chunk.bytes.size());
+  if (taken == PieceSet::Taken::kRepeated)
+    return; // over a connection that had lost nothing
+  if (taken == PieceSet::Taken::kWrong) {
     ++counters_.bad_frames;
     drop_incoming({peer_id, data.id});
-    return send_error(peer_id, data.id, {ErrorCode::kProtocol, "the request stream has a gap"});
+    return send_error(peer_id, data.id,
+                      {ErrorCode::kProtocol, "the request stream has no such piece"});
   }
   std::memcpy(incoming.buffer.get() + data.offset, chunk.bytes.data(), chunk.bytes.size());
-  incoming.receiving.advance(expected.size);
   if (incoming.receiving.done()) {
     const CallKey key = found->first;
     submit(key, take_incoming(found), nullptr);
-  } else if (const uint64_t limit = incoming.window.grant(incoming.receiving.offset())) {
+  } else if (const uint64_t limit = incoming.window.grant(incoming.receiving.received())) {
     Outgoing credit;
-    credit.header = encode(Credit{data.id, limit});
+    credit.header = encode(Credit{data.id, limit, incoming.receiving.received()});
     credit.id = data.id;
     send(peer_id, std::move(credit));
   }
@@ -192,8 +197,10 @@ void Server::answer_info(Time now, const CallKey& key, const Call& call) {
 void Server::handle(Time, PeerId peer_id, const Credit& credit, ReceivedChunk&) {
   Peer& peer = peers_[peer_id];
   for (Outgoing& outgoing : peer.sending)
-    if (outgoing.id == credit.id)
+    if (outgoing.id == credit.id) {
       outgoing.credit = std::max(outgoing.credit, credit.limit);
+      outgoing.known = true;
+    }
   pump(peer_id, peer);
 }
 
@@ -288,58 +295,6 @@ void Server::send(PeerId peer_id, Outgoing outgoing) {
   pump(peer_id, peer);
 }
 
-// Results to one peer take turns chunk by chunk; one without credit lets the others pass.
-void Server::pump(PeerId id, Peer& peer) {
-  size_t stalled = 0;
-  while (stalled < peer.sending.size()) {
-    Outgoing& front = peer.sending.front();
-    const bool more = !front.sending.done();
-    if (front.header.empty() && front.sending.offset() + front.sending.next().size > front.credit) {
-      peer.sending.push_back(std::move(front));
-      peer.sending.pop_front();
-      ++stalled;
-      continue;
-    }
-    const Sent sent = send_next(id, front);
-    if (sent == Sent::kWouldBlock)
-      return;
-    if (sent == Sent::kGone)
-      return forget(id);
-    stalled = 0;
-    if (more && !front.sending.done())
-      peer.sending.push_back(std::move(front));
-    peer.sending.pop_front();
-  }
-}
-
-Sent Server::send_next(PeerId peer, Outgoing& outgoing) {
-  Chunk chunk;
-  Piece piece;
-  if (!outgoing.sending.done()) {
-    piece = outgoing.sending.next();
-    if (outgoing.keep)
-      chunk = {outgoing.tensors[piece.tensor].subspan(piece.begin, piece.size), outgoing.keep};
-    else
-      chunk = {ByteView(outgoing.bytes.get() + piece.offset, piece.size), outgoing.bytes};
-  } else {
-    chunk.bytes = outgoing.text;
-  }
-  const bool first = !outgoing.header.empty();
-  const Buffer data = first ? Buffer{} : encode(Data{outgoing.id, piece.offset});
-  const Sent sent = link_.send(peer, first ? outgoing.header : data, chunk);
-  if (sent == Sent::kAccepted) {
-    outgoing.header.clear();
-    if (piece.size > 0)
-      outgoing.sending.advance(piece.size);
-  }
-  return sent;
-}
-
-void Server::on_writable(PeerId id) {
-  if (const auto found = peers_.find(id); found != peers_.end())
-    pump(id, found->second);
-}
-
 void Server::forget(PeerId id) {
   for (auto it = incoming_.lower_bound({id, {}}); it != incoming_.end() && it->first.peer == id;)
     take_incoming(it++);
@@ -354,7 +309,7 @@ void Server::forget_idle(Time now) {
   const Duration idle = peers_.size() > Limits::kKnownPeers ? kSweepPeriod : kIdle;
   std::vector<PeerId> left;
   for (const auto& [id, peer] : peers_)
-    if (peer.open.empty() && peer.heard + idle <= now)
+    if (peer.open.empty() && peer.heard + idle <= now && !peers_.contains(peer.first))
       left.push_back(id);
   for (PeerId id : left) {
     peers_.erase(id);

@@ -76,7 +76,7 @@ private:
     Time arrived = 0;
     Time deadline = 0;
     SharedBytes buffer;
-    StreamCursor receiving;
+    PieceSet receiving;
     CreditWindow window;
   };
   struct Outgoing {
@@ -88,12 +88,16 @@ private:
     Buffer text; // of an ERROR
     StreamCursor sending;
     uint64_t credit = Limits::kCreditBytes;
+    bool known = false; // the caller has begun to receive it: the rest may take stripes
   };
   struct Peer {
     std::deque<Outgoing> sending;
     size_t receiving_bytes = 0;
     std::unordered_set<RequestId, RequestIdHash> open; // admitted and not yet answered
     Time heard = 0;
+    PeerId first = 0;            // of a stripe: the connection it belongs to
+    std::vector<PeerId> stripes; // of a first connection
+    size_t turn = 0;             // which of them is next
   };
 
   void handle(Time now, PeerId peer, const Call& message, ReceivedChunk& chunk);
@@ -101,7 +105,9 @@ private:
   void handle(Time now, PeerId peer, const Credit& message, ReceivedChunk& chunk);
   void handle(Time now, PeerId peer, const Cancel& message, ReceivedChunk& chunk);
   void handle(Time now, PeerId peer, const Ping& message, ReceivedChunk& chunk);
+  void handle(Time now, PeerId peer, const Join& message, ReceivedChunk& chunk);
 
+  PeerId first_of(PeerId connection) const;
   std::optional<Error> refuse(const Peer& peer, const Call& call) const;
   bool is_new(PeerId peer_id, Peer& peer, const Call& call);
   void receive(Time now, PeerId peer_id, Peer& peer, Incoming incoming, ReceivedChunk& chunk);
@@ -116,7 +122,8 @@ private:
   void send_result(PeerId peer, const OutgoingResult& result);
   void send(PeerId peer, Outgoing outgoing);
   void pump(PeerId id, Peer& peer);
-  Sent send_next(PeerId peer, Outgoing& outgoing);
+  Sent send_next(PeerId id, Peer& peer, Outgoing& outgoing);
+  Sent send_striped(PeerId id, Peer& peer, ByteView header, const Chunk& chunk);
 
   Link& link_;
   CallHandler& handler_;

@@ -1,7 +1,7 @@
 // The bytes of a call or a result as a stream: tensors one behind the other, each on a kTensorAlign
 // boundary. A stream of at most one chunk travels whole, padding included; a longer one in pieces
-// that never cross a tensor's end, in order, so a sender can lend the tensors' own memory and a
-// receiver can refuse everything else.
+// that never cross a tensor's end, so a sender can lend the tensors' own memory and a receiver can
+// refuse everything else.
 #pragma once
 
 #include <algorithm>
@@ -67,18 +67,67 @@ private:
   bool done_ = true;
 };
 
-// How far a sender may go, and when a receiver should say so again.
+// Which pieces of a stream have come. Those of one connection come in order, those of several in
+// any.
+class PieceSet {
+public:
+  enum class Taken { kNew, kRepeated, kWrong };
+
+  PieceSet() = default;
+  explicit PieceSet(const std::vector<TensorMeta>& tensors) {
+    for (StreamCursor cursor(tensors); !cursor.done(); cursor.advance(cursor.next().size))
+      pieces_.emplace_back(cursor.next().offset, cursor.next().size);
+    come_.resize(pieces_.size());
+    missing_ = pieces_.size();
+  }
+
+  bool done() const { return missing_ == 0; }
+  uint64_t first() const { return pieces_.empty() ? 0 : pieces_.front().second; } // its size
+  uint64_t received() const { return received_; }                                 // bytes
+
+  Taken take(uint64_t offset, uint64_t size) {
+    const auto found = std::lower_bound(pieces_.begin(), pieces_.end(), std::pair(offset, size));
+    if (found == pieces_.end() || *found != std::pair(offset, size))
+      return Taken::kWrong;
+    const auto index = static_cast<size_t>(found - pieces_.begin());
+    if (come_[index])
+      return Taken::kRepeated;
+    come_[index] = true;
+    --missing_;
+    received_ += size;
+    return Taken::kNew;
+  }
+
+private:
+  std::vector<std::pair<uint64_t, uint64_t>> pieces_; // (offset, size), ascending
+  std::vector<bool> come_;
+  size_t missing_ = 0;
+  uint64_t received_ = 0;
+};
+
+// How far a sender may go, and when a receiver should say so again. The window of a stream doubles
+// whenever an eighth of it was used, up to twice what a link of 1 Gbit/s and 100 ms holds: a stream
+// that gets that far is long, and its buffer is there in whole.
 class CreditWindow {
 public:
-  // A new limit to announce, or 0 while at least half a window is still open.
+  CreditWindow() = default;
+  explicit CreditWindow(uint64_t total) : total_(total) {}
+
+  // A new limit to announce, or 0 while most of a window is still open, or the whole stream.
+  // Otherwise the first call answers at once: its announcement opens the stream to stripes.
   uint64_t grant(uint64_t received) {
-    if (received + Limits::kCreditBytes / 2 <= limit_)
+    if (limit_ >= total_ || (announced_ && received + window_ - window_ / 8 <= limit_))
       return 0;
-    limit_ = received + Limits::kCreditBytes;
+    announced_ = true;
+    window_ = std::min<uint64_t>(2 * window_, Limits::kCreditMostBytes);
+    limit_ = std::min(received + window_, total_);
     return limit_;
   }
 
 private:
+  uint64_t total_ = 0;
+  bool announced_ = false;
+  uint64_t window_ = Limits::kCreditBytes;
   uint64_t limit_ = Limits::kCreditBytes;
 };
 

@@ -34,6 +34,8 @@ public:
   }
   void release(PeerId) override { ++released; }
   void probe(PeerId) override { ++probes; }
+  void reset(PeerId peer) override { resets.push_back(peer); }
+  std::string_view caller(PeerId) const override { return key; }
 
   std::deque<Message> queue;
   size_t released = 0;
@@ -41,6 +43,8 @@ public:
   size_t capacity = SIZE_MAX;
   size_t largest_chunk = 0;
   bool gone = false;
+  std::string key; // of every caller
+  std::vector<PeerId> resets;
 };
 
 class PlainAllocator final : public ByteAllocator {
@@ -135,7 +139,7 @@ struct Pair {
     owner->bytes = std::move(message.chunk);
     ReceivedChunk chunk{owner->bytes, nullptr};
     chunk.owner = std::move(owner);
-    server->on_frames(now, connection, message.header, std::move(chunk));
+    server->on_frames(now, number_of(message.peer), message.header, std::move(chunk));
     client.on_writable(now, message.peer);
     return true;
   }
@@ -147,6 +151,9 @@ struct Pair {
     to_client.queue.pop_front();
     if (message.peer == connection) // what an earlier connection still carried is lost
       client.on_frames(now, 1, message.header, message.chunk);
+    for (const auto& [stripe, number] : stripes)
+      if (message.peer == number)
+        client.on_frames(now, stripe, message.header, message.chunk);
     server->on_writable(message.peer);
     return true;
   }
@@ -157,6 +164,12 @@ struct Pair {
       moved = deliver_to_server();
       moved = deliver_to_client() || moved;
     }
+  }
+
+  // How the server numbers a connection of the client.
+  PeerId number_of(PeerId peer) {
+    return peer == first_connection(peer) ? connection
+                                          : stripes.try_emplace(peer, peer).first->second;
   }
 
   // Answers a complete call with its own tensors.
@@ -191,7 +204,8 @@ struct Pair {
   }
 
   Time now = kSecond;
-  PeerId connection = 1; // as the server numbers it; to the client the server is peer 1
+  PeerId connection = 1;            // as the server numbers it; to the client the server is peer 1
+  std::map<PeerId, PeerId> stripes; // the client's numbers and the server's
   SeededRng rng{7};
   MemoryLink to_server;
   MemoryLink to_client;

@@ -44,13 +44,14 @@ TEST(RpcMessage, EveryKindComesBackAsItself) {
   const std::vector<Message> messages{
       sample_call(),
       Data{id, 77},
-      Credit{id, 99},
+      Credit{id, 99, 44},
       Cancel{id},
       ResultMessage{id, 64, 5, 6, 7, {{DType::kInt8, Codec::kRaw, {3}, 3}}},
       ErrorMessage{id, ErrorCode::kExpertError, 12, "boom"},
       Ping{id},
       Pong{id, 1ull << 60},
-      GoAway{id}};
+      GoAway{id},
+      Join{id, 1ull << 60}};
   for (const Message& message : messages) {
     const Buffer bytes = encode(message);
     EXPECT_LE(bytes.size(), Limits::kHeaderBytes);

@@ -7,8 +7,8 @@ namespace {
 
 TEST(TurnTimes, EveryTurnIsBoundedFromAboveWithinAQuarter) {
   TurnTimes times;
-  for (Duration turn : {Duration{0}, Duration{3}, Duration{4}, Duration{7}, Duration{8}, Duration{1'000'003},
-                        Duration{(Duration{1} << 62) + 5}}) {
+  for (Duration turn : {Duration{0}, Duration{3}, Duration{4}, Duration{7}, Duration{8},
+                        Duration{1'000'003}, Duration{(Duration{1} << 62) + 5}}) {
     times.add(turn);
     const auto taken = times.take();
     ASSERT_EQ(taken.size(), 1u);

@@ -65,8 +65,8 @@ class Unavailable(RuntimeError):
 class WideAreaNetwork:
     """Nodes that reach each other over emulated links only; everything started in them ends with the block.
 
-    Every node has the TCP settings that Linux ships with (CUBIC; at most 4 MiB to send, 6 MiB to receive), whatever
-    this machine was tuned to. Raises Unavailable.
+    Every node has the TCP buffers that Linux ships with (at most 4 MiB to send, 6 MiB to receive) and the machine's own
+    congestion control. Raises Unavailable.
 
     Args:
         link: of every pair, both ways.

@@ -159,11 +159,10 @@ void set_address(int control, const char* device, unsigned long what, const std:
     die("address " + text);
 }
 
-// What Linux ships with, whatever this machine was tuned to. A setting that this kernel lacks, or
-// does not let a namespace change, stays as it is.
-void use_stock_tcp() {
+// The buffers that Linux ships with, whatever this machine was tuned to. Congestion control stays
+// what it is: few namespaces may choose it.
+void use_stock_buffers() {
   const std::string folder = "/proc/sys/net/ipv4/";
-  std::ofstream(folder + "tcp_congestion_control") << "cubic\n";
   std::ofstream(folder + "tcp_rmem") << "4096 131072 6291456\n";
   std::ofstream(folder + "tcp_wmem") << "4096 16384 4194304\n";
 }
@@ -214,7 +213,7 @@ void Forwarder::open_node(size_t node) {
   set_flags_up(control, "wan0");
   set_flags_up(control, "lo");
   close(control);
-  use_stock_tcp();
+  use_stock_buffers();
   tuns_.push_back(tun);
 }
 
