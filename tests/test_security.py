@@ -198,6 +198,23 @@ def test_noise_and_spoiled_recordings_only_count(victim: Victim) -> None:
     assert victim.serves()
 
 
+def test_connections_that_ended_are_not_counted() -> None:
+    chance = random.Random(7)
+    for insecure in (False, True):
+        with lib.TesseractServer(None, {"e": backend("e", "nop")}, port=0, insecure=insecure) as server:
+            address = ("127.0.0.1", server.port)
+            storms = [threading.Thread(target=annoy_tcp, args=(address, 1.0, lambda: noise(chance))) for _ in range(4)]
+            for storm in storms:
+                storm.start()
+            for _ in range(2000):
+                socket.create_connection(address).close()
+            for storm in storms:
+                storm.join()
+            caller = expert(server, insecure=insecure)
+            assert call(caller)
+            wait_until(lambda s=server: s.counters()["connections"] == 1, 30, "only the caller is connected")
+
+
 def test_a_storm_of_connections_does_no_harm(victim: Victim) -> None:
     before = descriptors(victim.pid)
     memory = rss(victim.pid)

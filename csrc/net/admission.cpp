@@ -87,8 +87,8 @@ void Admission::on_events(Time now, uint16_t listening_port,
       guard_->closed(event->value);
       closed(event->value);
     } else if (event->kind == ZMQ_EVENT_ACCEPTED) {
-      const auto from = end_of(event->value, getpeername);
-      if (!guard_->accepted(now, event->value, from.value_or(Endpoint{})))
+      const auto from = end_of(event->value, getpeername); // none: it is over already
+      if (!guard_->accepted(now, event->value, from.value_or(Endpoint::v4(INADDR_LOOPBACK, 0))))
         end(event->value);
     }
   }

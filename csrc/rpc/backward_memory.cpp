@@ -1,6 +1,17 @@
 #include "rpc/backward_memory.hpp"
 
+#include <algorithm>
+
 namespace lah::rpc {
+namespace {
+
+constexpr size_t kSmallestBuffer = 4096; // that an allocator gives for a result
+
+size_t cost(const OutgoingResult& result) {
+  return std::max<size_t>(result.header.total_bytes, kSmallestBuffer);
+}
+
+} // namespace
 
 void BackwardMemory::open(const RequestId& id, std::string_view caller, PeerId peer) {
   entries_[id] = {id, std::string(caller), peer, peer, false, false, {}};
@@ -17,7 +28,7 @@ void BackwardMemory::applied(Time now, const RequestId& id, const OutgoingResult
     return;
   entry->applied = entry->kept = true;
   entry->result = result;
-  bytes_ += result.header.total_bytes;
+  bytes_ += cost(result);
   applied_.push_back({id, now});
   ++with_results_;
   drop_results();
@@ -26,7 +37,7 @@ void BackwardMemory::applied(Time now, const RequestId& id, const OutgoingResult
 void BackwardMemory::drop_results() {
   while (bytes_ > Limits::kBackwardBytes && with_results_ > 0) {
     Entry& oldest = entries_.at(applied_[applied_.size() - with_results_].id);
-    bytes_ -= oldest.result.header.total_bytes;
+    bytes_ -= cost(oldest.result);
     oldest.result = {};
     oldest.kept = false;
     --with_results_;
@@ -45,7 +56,7 @@ void BackwardMemory::expire(Time now) {
           applied_.front().at + milliseconds(Limits::kBackwardMemoryMs) <= now)) {
     const auto oldest = entries_.find(applied_.front().id);
     if (oldest->second.kept) {
-      bytes_ -= oldest->second.result.header.total_bytes;
+      bytes_ -= cost(oldest->second.result);
       --with_results_;
     }
     entries_.erase(oldest);
