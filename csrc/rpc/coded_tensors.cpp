@@ -22,7 +22,7 @@ bool encode_tensors(OutgoingCall& call, ByteAllocator& allocator) {
     SharedBytes encoded;
     std::shared_ptr<const void> lent; // the tensors that stay raw
   };
-  auto kept = std::make_shared<Kept>(allocator.allocate(total), std::move(call.keep));
+  auto kept = std::make_shared<Kept>(Kept{allocator.allocate(total), std::move(call.keep)});
   if (!kept->encoded)
     return false;
   MutableByteView room(kept->encoded.get(), total);
