@@ -49,4 +49,5 @@ def test_every_port_bears_strangers(victim: Victim, request: pytest.FixtureReque
     growth = (rss(victim.pid) - before[0]) / MIB
     print(f"{made} connections and datagrams; memory {growth:+.1f} MiB, {descriptors(victim.pid) - before[1]:+d} fds")
     assert min(made) > 0
-    assert growth <= 16
+    # Without keys, recordings are good calls: a server remembers up to Limits::kKnownPeers of their connections.
+    assert growth <= (96 if victim.insecure else 16)
