@@ -4,7 +4,6 @@
 
 namespace lah::net {
 namespace {
-constexpr int kMessagesPerTurn = 64;    // then the other sockets have their turn
 constexpr int kStripeHighWaterMark = 2; // what waits at one stripe could leave by another
 } // namespace
 
@@ -185,10 +184,11 @@ rpc::ReplicaCalls::Counters CallClient::counters() {
 
 void CallClient::drain(Time now, rpc::PeerId peer, Connection& connection) {
   std::vector<std::unique_ptr<Frame>> frames;
-  for (int i = 0; i < kMessagesPerTurn; ++i) {
+  for (Turn turn; !turn.over();) {
     // One question for both directions: asking consumes the edge of either.
     const Ready can = ready(connection.socket);
     if (can.in && receive(connection.socket, frames, 2)) {
+      turn.took(frames);
       end_handshake(connection);
       client_.on_frames(now, peer, frames[0]->bytes(),
                         frames.size() > 1 ? frames[1]->bytes() : ByteView{});

@@ -3,7 +3,6 @@
 namespace lah::net {
 namespace {
 constexpr int kGoodbyeMs = 500; // the last answers may take this long to leave, in the background
-constexpr int kMessagesPerTurn = 64; // then timers and other sockets have their turn
 } // namespace
 
 CallServer::CallServer(NetThread& thread, ZmqContext& zmq, crypto::Identity identity,
@@ -159,11 +158,11 @@ std::optional<rpc::PeerId> CallServer::peer_of(Time now, ByteView route, Frame& 
 
 void CallServer::drain(Time now) {
   std::vector<std::unique_ptr<Frame>> frames;
-  int messages = 0;
-  while (messages < kMessagesPerTurn && ready(socket_).in) {
-    ++messages;
+  Turn turn;
+  while (!turn.over() && ready(socket_).in) {
     if (!receive(socket_, frames, 3))
       break;
+    turn.took(frames);
     if (frames.size() < 2)
       continue;
     rpc::ReceivedChunk chunk;

@@ -1,5 +1,7 @@
 #include "net/zmq_context.hpp"
 
+#include <cstdlib>
+
 #include "base/limits.hpp"
 
 namespace lah::net {
@@ -24,9 +26,20 @@ zmq::message_t chunk_message(const rpc::Chunk& chunk) {
   return message;
 }
 
+// glibc hands the memory of a chunk back to the system at every free, and each message pays for it
+// anew in page faults, until it has seen a larger block freed: then it keeps blocks up to that size
+// (mallopt(3), M_MMAP_THRESHOLD). Any tensor of 32 MiB does that; so does this one, which is never
+// touched and costs nothing.
+void keep_freed_chunks() {
+  void* volatile block = std::malloc((size_t{32} << 20) - 4096);
+  std::free(block);
+}
+
 } // namespace
 
-ZmqContext::ZmqContext(NetThread& thread) : context_(kIoThreads), zap_(thread, context_) {}
+ZmqContext::ZmqContext(NetThread& thread) : context_(kIoThreads), zap_(thread, context_) {
+  keep_freed_chunks();
+}
 
 void set_common_options(zmq::socket_t& socket) {
   namespace opt = zmq::sockopt;

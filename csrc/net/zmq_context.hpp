@@ -54,6 +54,21 @@ std::string user_id(zmq::message_t& message);
 // is none.
 bool receive(zmq::socket_t& socket, std::vector<std::unique_ptr<Frame>>& frames, size_t count);
 
+// How much one socket may hand over before timers and the other sockets have their turn.
+class Turn {
+public:
+  bool over() const { return messages_ >= 64 || bytes_ >= 4 * Limits::kChunkBytes; }
+  void took(const std::vector<std::unique_ptr<Frame>>& frames) {
+    ++messages_;
+    for (const auto& frame : frames)
+      bytes_ += frame->message.size();
+  }
+
+private:
+  size_t messages_ = 0;
+  size_t bytes_ = 0;
+};
+
 // Sends [route][header][chunk]; an empty route or chunk is left out. Chunks with a keeper are not
 // copied.
 rpc::Sent send(zmq::socket_t& socket, std::string_view route, ByteView header,
