@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -68,18 +69,19 @@ class TensorProto:
         shape = [next(free) if n is None else n for n in self.size]
         return torch.empty(shape, dtype=self.dtype, requires_grad=self.requires_grad)
 
-    @property
+    @cached_property
     def instance_size(self) -> tuple[int, ...]:
         """Sizes of one row."""
         return tuple(n for n in self.size[1:] if n is not None)
 
     def fits(self, tensor: torch.Tensor) -> bool:
         """True if a tensor has this dtype and these sizes."""
-        return (
-            tensor.dtype == self.dtype
-            and len(tensor.shape) == len(self.size)
-            and all(want is None or want == got for want, got in zip(self.size, tensor.shape, strict=True))
-        )
+        shape = tensor.shape
+        if tensor.dtype != self.dtype or len(shape) != len(self.size):
+            return False
+        if shape[1:] == self.instance_size and self.size[0] in (None, shape[0]):  # every tensor of a call
+            return True
+        return all(want is None or want == got for want, got in zip(self.size, shape, strict=True))
 
     def __str__(self) -> str:
         sizes = ", ".join("*" if n is None else str(n) for n in self.size)
@@ -114,13 +116,13 @@ class ExpertSchema:
     outputs: Any
     max_batch_size: int
 
-    @property
-    def inputs_flat(self) -> list[BatchTensorProto]:
-        return [*nested_flatten(self.args), *nested_flatten(self.kwargs)]
+    @cached_property
+    def inputs_flat(self) -> tuple[BatchTensorProto, ...]:
+        return (*nested_flatten(self.args), *nested_flatten(self.kwargs))
 
-    @property
-    def outputs_flat(self) -> list[BatchTensorProto]:
-        return list(nested_flatten(self.outputs))
+    @cached_property
+    def outputs_flat(self) -> tuple[BatchTensorProto, ...]:
+        return tuple(nested_flatten(self.outputs))
 
     def to_json(self) -> str:
         """The answer to an info call."""

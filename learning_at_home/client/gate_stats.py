@@ -145,7 +145,7 @@ def _stats(call: ExpertCall, outcome: CallOutcome) -> CallStats:
     return CallStats(
         uid=call.address.uid,
         server=outcome.server,
-        rows=len(call.inputs[0]),
+        rows=call.inputs[0].shape[0],
         error=outcome.error,
         elapsed=outcome.elapsed,
         queue_time=outcome.queue_time,

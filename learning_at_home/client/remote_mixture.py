@@ -58,21 +58,21 @@ class RemotePlan:
     stats: GateStats
     ok: Tensor  # bool [R], rows whose expert answered the forward call; filled in by it
 
-    def call(
-        self, address: ExpertAddress, method: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
-    ) -> ExpertCall:
-        """One call of this plan."""
+    def calls(
+        self,
+        experts: Sequence[tuple[ExpertAddress, int, int]],
+        method: int,
+        inputs: Sequence[Tensor],
+        outputs: Sequence[Tensor],
+    ) -> list[ExpertCall]:
+        """The calls of one direction: each expert's rows of inputs and outputs."""
         own = len(self.schema.inputs_flat)
-        return ExpertCall(
-            address,
-            method,
-            inputs,
-            outputs,
-            self.training,
-            self.priority,
-            codecs=self.codec.of(own, len(inputs) - own),
-            result_codec=self.codec.results,
-        )
+        codecs, results = self.codec.of(own, len(inputs) - own), self.codec.results
+        cut = zip(experts, _cut(inputs, experts), _cut(outputs, experts), strict=True)
+        return [
+            ExpertCall(address, method, ins, outs, self.training, self.priority, codecs=codecs, result_codec=results)
+            for (address, _, _), ins, outs in cut
+        ]
 
     def run(
         self, experts: Sequence[tuple[ExpertAddress, int, int]], calls: list[ExpertCall], waiting: Waiting
@@ -111,10 +111,7 @@ class _RemoteMixture(torch.autograd.Function):
         outputs = [proto.make_empty(len(plan.source)) for proto in plan.schema.outputs_flat]
         ctx.plan, ctx.answered = plan, []
         ctx.save_for_backward(*rows)
-        calls = [
-            plan.call(address, FORWARD, _cut(rows, begin, end), _cut(outputs, begin, end))
-            for address, begin, end in plan.experts
-        ]
+        calls = plan.calls(plan.experts, FORWARD, rows, outputs)
         if calls:
             outcomes = plan.run(plan.experts, calls, plan.forward)
             for expert, outcome in zip(plan.experts, outcomes, strict=True):
@@ -135,10 +132,7 @@ class _RemoteMixture(torch.autograd.Function):
         if plan.grad_scale is not None and not all_finite(grad[plan.ok] for grad in sent):
             plan.stats.backward_skipped = len(ctx.answered)
             return _backward_result(rows, [torch.full_like(grad, math.nan) for grad in grads])
-        calls = [
-            plan.call(address, BACKWARD, _cut((*rows, *sent), begin, end), _cut(grads, begin, end))
-            for address, begin, end in ctx.answered
-        ]
+        calls = plan.calls(ctx.answered, BACKWARD, (*rows, *sent), grads)
         if not plan.ok.all():  # rows without an answer get no call
             for grad in grads:
                 grad[~plan.ok] = 0
@@ -158,5 +152,14 @@ def _backward_result(rows: Sequence[Tensor], grads: Sequence[Tensor]) -> Any:
     return (None, None, *(next(given) if tensor.is_floating_point() else None for tensor in rows))
 
 
-def _cut(tensors: Sequence[Tensor], begin: int, end: int) -> list[Tensor]:
-    return [tensor[begin:end] for tensor in tensors]
+def _cut(tensors: Sequence[Tensor], experts: Sequence[tuple[ExpertAddress, int, int]]) -> list[tuple[Tensor, ...]]:
+    """For each expert its rows of all tensors."""
+    if not tensors:
+        return [() for _ in experts]
+    sizes: list[int] = []  # of gaps and experts in turn: one split is several times cheaper than many slices
+    at = 0
+    for _, begin, end in experts:
+        sizes += begin - at, end - begin
+        at = end
+    pieces = [tensor.split_with_sizes([*sizes, len(tensor) - at])[1::2] for tensor in tensors]
+    return list(zip(*pieces, strict=True))
