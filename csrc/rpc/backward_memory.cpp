@@ -1,14 +1,25 @@
 #include "rpc/backward_memory.hpp"
 
-#include <algorithm>
-
 namespace lah::rpc {
 namespace {
 
-constexpr size_t kSmallestBuffer = 4096; // that an allocator gives for a result
+constexpr size_t kSmall = 4096;      // an allocator gives no smaller buffer for a result
+constexpr size_t kEntryBytes = 1024; // what is kept beside a result's bytes
 
 size_t cost(const OutgoingResult& result) {
-  return std::max<size_t>(result.header.total_bytes, kSmallestBuffer);
+  return result.header.total_bytes + kEntryBytes;
+}
+
+// Most results are small and far more are kept than travel at a time: they get memory of their own
+// size.
+OutgoingResult kept(const OutgoingResult& result) {
+  OutgoingResult copy = result;
+  const size_t size = result.header.total_bytes;
+  if (result.bytes && size < kSmall) {
+    copy.bytes = std::make_unique<std::byte[]>(size);
+    std::memcpy(copy.bytes.get(), result.bytes.get(), size);
+  }
+  return copy;
 }
 
 } // namespace
@@ -27,7 +38,7 @@ void BackwardMemory::applied(Time now, const RequestId& id, const OutgoingResult
   if (entry == nullptr || entry->applied)
     return;
   entry->applied = entry->kept = true;
-  entry->result = result;
+  entry->result = kept(result);
   bytes_ += cost(result);
   applied_.push_back({id, now});
   ++with_results_;
