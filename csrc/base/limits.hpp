@@ -67,7 +67,7 @@ struct Limits {
   static constexpr size_t kCreditBytes = size_t{4} << 20; // first window of one stream
   static constexpr size_t kCreditMostBytes = size_t{32} << 20;
   static constexpr size_t kStripes = 16; // connections of one caller that share its streams
-  static constexpr size_t kErrorTextBytes = 16384;        // remote traceback text
+  static constexpr size_t kErrorTextBytes = 16384;             // remote traceback text
   static constexpr size_t kDescriptionBytes = size_t{1} << 20; // JSON answer to an info call
   static constexpr size_t kPoolQueue = 8192;                   // requests waiting in one pool
   static constexpr size_t kStatesLent = 4; // fetched experts on their way, up to kCallBytes each
