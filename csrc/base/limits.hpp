@@ -61,7 +61,7 @@ struct Limits {
   static constexpr size_t kTensors = 16; // tensors of one call, one way
   static constexpr size_t kTensorDims = 8;
   static constexpr size_t kCallBytes = size_t{256} << 20; // all tensors of one call, one way
-  static constexpr size_t kPeerBytes = size_t{512} << 20; // received and not yet computed, one peer
+  static constexpr size_t kPeerBytes = size_t{512} << 20; // received and not yet answered, one peer
   static constexpr size_t kServerBytes = size_t{2} << 30; // the same, all peers
   static constexpr size_t kPeerCalls = 4096;              // open calls of one peer
   static constexpr size_t kCreditBytes = size_t{4} << 20; // first window of one stream

@@ -37,9 +37,9 @@ std::optional<Error> Server::refuse(const Peer& peer, const Call& call) const {
   if (peer.open.size() >= Limits::kPeerCalls)
     return Error{ErrorCode::kOverloaded,
                  "more than " + std::to_string(Limits::kPeerCalls) + " open calls", "", 100};
-  if (peer.receiving_bytes + call.total_bytes > Limits::kPeerBytes ||
-      receiving_bytes_ + call.total_bytes > Limits::kServerBytes)
-    return Error{ErrorCode::kOverloaded, "receive budget is full", "", 200};
+  if (peer.held_bytes + call.total_bytes > Limits::kPeerBytes ||
+      held_bytes_ + call.total_bytes > Limits::kServerBytes)
+    return Error{ErrorCode::kOverloaded, "too many bytes wait to be computed", "", 200};
   return std::nullopt;
 }
 
@@ -119,7 +119,7 @@ void Server::receive(Time now, PeerId peer_id, Peer& peer, Incoming incoming,
   if (chunk.bytes.size() != incoming.receiving.first())
     return send_error(peer_id, key.id, {ErrorCode::kProtocol, "first chunk of a wrong length"});
   if (total <= Limits::kChunkBytes) {
-    peer.open.insert(key.id);
+    hold(key, peer, total);
     return submit(key, std::move(incoming), &chunk);
   }
   incoming.buffer = allocator_.allocate(total);
@@ -127,9 +127,7 @@ void Server::receive(Time now, PeerId peer_id, Peer& peer, Incoming incoming,
     ++counters_.refused;
     return send_error(peer_id, key.id, {ErrorCode::kOverloaded, "out of memory", "", 1000});
   }
-  peer.open.insert(key.id);
-  peer.receiving_bytes += total;
-  receiving_bytes_ += total;
+  hold(key, peer, total);
   incoming_peers_[key.id] = peer_id;
   incoming_.emplace(key, std::move(incoming));
   handle(now, peer_id, Data{key.id, 0}, chunk);
@@ -224,15 +222,31 @@ void Server::handle(Time, PeerId peer_id, const Ping& ping, ReceivedChunk&) {
   send(peer_id, std::move(pong));
 }
 
+void Server::hold(const CallKey& key, Peer& peer, uint64_t bytes) {
+  peer.open.insert(key.id);
+  peer.held_bytes += bytes;
+  held_bytes_ += bytes;
+  held_[key] = bytes;
+}
+
+void Server::let_go(const CallKey& key) {
+  const auto found = held_.find(key);
+  if (found == held_.end())
+    return;
+  held_bytes_ -= found->second;
+  if (const auto peer = peers_.find(key.peer); peer != peers_.end())
+    peer->second.held_bytes -= found->second;
+  held_.erase(found);
+}
+
 void Server::drop_incoming(const CallKey& key) {
   peers_[key.peer].open.erase(key.id);
+  let_go(key);
   take_incoming(incoming_.find(key));
 }
 
 Server::Incoming Server::take_incoming(std::map<CallKey, Incoming>::iterator it) {
   Incoming incoming = std::move(it->second);
-  peers_[it->first.peer].receiving_bytes -= incoming.header.total_bytes;
-  receiving_bytes_ -= incoming.header.total_bytes;
   incoming_peers_.erase(it->first.id);
   incoming_.erase(it);
   return incoming;
@@ -242,6 +256,7 @@ void Server::reply(Time now, const CallKey& key, OutgoingResult result) {
   result.header.id = key.id;
   result.header.boot_id = boot_id_;
   result.header.total_bytes = stream_bytes(result.header.tensors);
+  let_go(key);
   PeerId to = key.peer;
   if (const BackwardMemory::Entry* known = backward_.find(key.id); known && known->origin == to) {
     to = known->peer;
@@ -266,6 +281,7 @@ void Server::send_result(PeerId peer, const OutgoingResult& result) {
 }
 
 void Server::fail(const CallKey& key, const Error& error) {
+  let_go(key);
   PeerId to = key.peer;
   if (const BackwardMemory::Entry* known = backward_.find(key.id); known && known->origin == to) {
     to = known->peer;
@@ -296,9 +312,18 @@ void Server::send(PeerId peer_id, Outgoing outgoing) {
 }
 
 void Server::forget(PeerId id) {
-  for (auto it = incoming_.lower_bound({id, {}}); it != incoming_.end() && it->first.peer == id;)
+  for (auto it = incoming_.lower_bound({id, {}}); it != incoming_.end() && it->first.peer == id;) {
+    let_go(it->first);
     take_incoming(it++);
-  peers_.erase(id);
+  }
+  const auto found = peers_.find(id);
+  if (found == peers_.end())
+    return;
+  const auto open = std::move(found->second.open);
+  peers_.erase(found);
+  for (const RequestId& call : open)
+    if (backward_.find(call) == nullptr) // a gradient is worth applying, and its caller may be back
+      handler_.cancel({id, call});
 }
 
 // ZeroMQ does not tell when a caller has left.
@@ -323,7 +348,8 @@ void Server::say_goodbye() {
     link_.send(id, goodbye, {}); // a peer that cannot take it finds out by silence
   incoming_.clear();
   incoming_peers_.clear();
-  receiving_bytes_ = 0;
+  held_.clear();
+  held_bytes_ = 0;
 }
 
 void Server::on_timer(Time now) {

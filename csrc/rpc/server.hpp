@@ -92,7 +92,7 @@ private:
   };
   struct Peer {
     std::deque<Outgoing> sending;
-    size_t receiving_bytes = 0;
+    size_t held_bytes = 0;
     std::unordered_set<RequestId, RequestIdHash> open; // admitted and not yet answered
     Time heard = 0;
     PeerId first = 0;            // of a stripe: the connection it belongs to
@@ -113,6 +113,8 @@ private:
   void receive(Time now, PeerId peer_id, Peer& peer, Incoming incoming, ReceivedChunk& chunk);
   void answer_repeated(PeerId peer_id, Peer& peer, BackwardMemory::Entry& known,
                        std::string_view caller);
+  void hold(const CallKey& key, Peer& peer, uint64_t bytes);
+  void let_go(const CallKey& key);
   Incoming take_incoming(std::map<CallKey, Incoming>::iterator it);
   void forget_idle(Time now);
   void answer_info(Time now, const CallKey& key, const Call& call);
@@ -134,7 +136,8 @@ private:
   BackwardMemory backward_;
   Time next_sweep_ = 0; // of idle peers
   std::unordered_map<PeerId, Peer> peers_;
-  size_t receiving_bytes_ = 0;
+  std::map<CallKey, uint64_t> held_; // bytes of calls from their admission to their answer
+  size_t held_bytes_ = 0;
   Counters counters_;
 };
 

@@ -196,6 +196,34 @@ TEST_F(RpcRecovery, TheServerForgetsConnectionsThatFellSilent) {
   EXPECT_EQ(pair.to_client.released, 1u);
 }
 
+TEST_F(RpcRecovery, WhatWaitsToBeComputedCountsAgainstTheBudget) {
+  const std::vector<Buffer> half{pattern(Limits::kPeerBytes / 2, 3)};
+  std::array<TestSink, 3> sinks;
+  for (TestSink& each : sinks) {
+    start(Method::kForward, half, each);
+    pair.deliver_all();
+  }
+  EXPECT_EQ(pair.handler.calls.size(), 2u);
+  EXPECT_EQ(sinks[2].code(), ErrorCode::kOverloaded);
+  for (int i = 0; i < 2; ++i)
+    pair.server->fail(pair.handler.calls[static_cast<size_t>(i)].key,
+                      {ErrorCode::kExpertError, "no"});
+  pair.handler.calls.clear();
+  start(Method::kForward, half, sink);
+  pair.deliver_all();
+  EXPECT_EQ(pair.handler.calls.size(), 1u);
+}
+
+TEST_F(RpcRecovery, NothingIsComputedForACallerWhoLeftButGradientsAre) {
+  const RequestId forward = start(Method::kForward, small, sink);
+  TestSink other;
+  start(Method::kBackward, small, other);
+  pair.deliver_all();
+  pair.server->forget(pair.connection);
+  ASSERT_EQ(pair.handler.cancelled.size(), 1u);
+  EXPECT_EQ(pair.handler.cancelled[0].id, forward);
+}
+
 TEST(BackwardMemory, IsBoundedByTimeAndBytes) {
   BackwardMemory memory;
   const auto id = [](uint8_t n) { return RequestId{n}; };
