@@ -51,7 +51,8 @@ CallClient::Connection* CallClient::open(rpc::PeerId peer) {
     return &found->second;
   const Address address = address_of(rpc::first_connection(peer));
   try {
-    Connection connection{zmq::socket_t(zmq_.get(), zmq::socket_type::dealer)};
+    Connection connection;
+    connection.socket = zmq::socket_t(zmq_.get(), zmq::socket_type::dealer);
     set_common_options(connection.socket);
     connection.socket.set(zmq::sockopt::immediate, true);
     if (peer != rpc::first_connection(peer))

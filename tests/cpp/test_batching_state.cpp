@@ -34,6 +34,7 @@ struct StateTest : testing::Test {
     }
     state_pool = batcher.add_pool({.uid = "open",
                                    .method = rpc::Method::kState,
+                                   .inputs = {},
                                    .outputs = {{DType::kUInt8, {}}},
                                    .max_batch_rows = 1});
     batcher.connect(&answers);
