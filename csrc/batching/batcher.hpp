@@ -56,7 +56,7 @@ public:
   Result<std::string> describe(const std::string& uid) override;
 
   // Any thread. What a request of priority 0 that comes now would wait, on the busiest device.
-  uint64_t wait_us() const override;
+  uint64_t wait_us() const;
 
   // Runtime thread of this lane, the only one to touch its pending batch. kSlabTooSmall leaves the
   // batch pending and its need in `slab_bytes_needed`.

@@ -51,10 +51,6 @@ void check_not_forked(pid_t owner) {
 void bind_net_thread(py::module_& m) {
   py::class_<NetThreadHandle>(m, "NetThread", "The one network thread of this process.")
       .def(py::init<>())
-      .def("take_longest_turn_seconds",
-           [](NetThreadHandle& self) {
-             return static_cast<double>(self.get().take_longest_turn()) / 1e9;
-           })
       .def(
           "take_turns",
           [](NetThreadHandle& self) {

@@ -111,8 +111,6 @@ void NetThread::loop() {
     const Time now = clock_.now();
     const Time next = run_timers(now);
     const Duration turn = clock_.now() - woke;
-    if (turn > longest_turn_.load(std::memory_order_relaxed))
-      longest_turn_.store(turn, std::memory_order_relaxed);
     turn_times_.add(turn);
     ready.clear();
     poller_->wait(next == kNever ? kNever : std::max<Duration>(next - clock_.now(), 0), ready);

@@ -45,8 +45,7 @@ public:
 
   const Clock& clock() const { return clock_; }
   Rng& rng() { return rng_; } // network thread only
-  // Nanoseconds the loop spent outside its wait in the longest turn since the last call.
-  Duration take_longest_turn() { return longest_turn_.exchange(0); }
+  // What the loop spent outside its wait.
   TurnTimes& turn_times() { return turn_times_; }
 
 private:
@@ -61,7 +60,6 @@ private:
   std::mutex mutex_;
   std::vector<Command> commands_;
   std::atomic<bool> stopping_{false};
-  std::atomic<Duration> longest_turn_{0};
   TurnTimes turn_times_;
 
   std::vector<Service*> services_;

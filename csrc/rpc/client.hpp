@@ -69,8 +69,6 @@ public:
   void cancel(Time now, const RequestId& id);
   void ping(Time now, PeerId peer, Time deadline, PingDone done);
   void fail_all(Time now, const Error& error);
-  // Smoothed round-trip time of pings; 0 until one was answered.
-  Duration round_trip(PeerId peer) const;
   bool down(PeerId peer) const; // silent, and not heard since
 
   void on_frames(Time now, PeerId peer, ByteView header, ByteView chunk);
@@ -118,7 +116,6 @@ private:
     bool down = false;
     uint64_t boot_id = 0;
     uint64_t connection = 0; // as the server numbers them; 0: not heard of yet
-    uint64_t wait_us = 0;
     RttEstimator rtt;
     std::set<RequestId> calls;
     std::deque<RequestId> sending;

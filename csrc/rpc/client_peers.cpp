@@ -62,7 +62,6 @@ void Client::handle(Time now, PeerId peer_id, const Pong& message, ByteView) {
                                                     peer.boot_id != message.boot_id);
   const uint64_t former_boot_id = std::exchange(peer.boot_id, message.boot_id);
   peer.connection = message.connection;
-  peer.wait_us = message.wait_us;
   const auto found = pings_.find(message.id);
   if (found == pings_.end())
     return;
@@ -137,11 +136,6 @@ Duration Client::silence_of(const Peer& peer) const {
 bool Client::down(PeerId peer) const {
   const auto found = peers_.find(peer);
   return found != peers_.end() && found->second.down;
-}
-
-Duration Client::round_trip(PeerId peer) const {
-  const auto found = peers_.find(peer);
-  return found == peers_.end() ? 0 : found->second.rtt.srtt();
 }
 
 // A caller that gives up does not end the watch: a peer that owes an answer is pinged until it is

@@ -90,8 +90,8 @@ struct Encoder {
   }
   void operator()(const Ping& m) const { head(Kind::kPing, 0, m.id, 0); }
   void operator()(const Pong& m) const {
-    head(Kind::kPong, 3, m.id, 0);
-    out.u64(m.boot_id).u64(m.connection).u64(m.wait_us);
+    head(Kind::kPong, 2, m.id, 0);
+    out.u64(m.boot_id).u64(m.connection);
   }
   void operator()(const GoAway& m) const { head(Kind::kGoAway, 0, m.id, 0); }
   void operator()(const Join& m) const {
@@ -145,7 +145,6 @@ Message get_pong(wire::Reader& in, const RequestId& id) {
   Pong pong{id};
   pong.boot_id = in.u64();
   pong.connection = in.u64();
-  pong.wait_us = in.u64();
   return pong;
 }
 

@@ -124,7 +124,6 @@ struct Pong {
   RequestId id{};
   uint64_t boot_id = 0;
   uint64_t connection = 0;
-  uint64_t wait_us = 0; // what a request that comes now would wait
 };
 
 // This connection is a stripe of another one of the same caller, which a PONG over that one named:

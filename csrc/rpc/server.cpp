@@ -217,7 +217,7 @@ void Server::handle(Time, PeerId peer_id, const Cancel& cancel, ReceivedChunk&) 
 
 void Server::handle(Time, PeerId peer_id, const Ping& ping, ReceivedChunk&) {
   Outgoing pong;
-  pong.header = encode(Pong{ping.id, boot_id_, peer_id, handler_.wait_us()});
+  pong.header = encode(Pong{ping.id, boot_id_, peer_id});
   pong.id = ping.id;
   send(peer_id, std::move(pong));
 }

@@ -42,8 +42,6 @@ public:
   virtual void cancel(const CallKey& key) = 0;
   // The answer to Method::kInfo: a JSON document.
   virtual Result<std::string> describe(const std::string& uid) = 0;
-  // What a request that comes now would wait for its batch.
-  virtual uint64_t wait_us() const { return 0; }
 };
 
 class Server {

@@ -90,7 +90,7 @@ void Server::handle(Time, PeerId stripe, const Join& join, ReceivedChunk&) {
   }
   peers_[stripe].first = join.connection;
   Outgoing pong;
-  pong.header = encode(Pong{join.id, boot_id_, stripe, handler_.wait_us()});
+  pong.header = encode(Pong{join.id, boot_id_, stripe});
   pong.id = join.id;
   send(stripe, std::move(pong));
 }

@@ -31,6 +31,16 @@ struct RpcRecovery : testing::Test {
     }
   }
 
+  // The one request that is there gets its answer, and the caller hears of it.
+  void expect_answered(const TestSink& caller) {
+    ASSERT_EQ(pair.handler.calls.size(), 1u);
+    EXPECT_FALSE(caller.outcome);
+    pair.echo();
+    pair.deliver_all();
+    ASSERT_TRUE(caller.outcome);
+    EXPECT_EQ(caller.code(), ErrorCode::kNone);
+  }
+
   Pair pair{7};
   TestSink sink;
   std::vector<Buffer> small{pattern(100, 1)};
@@ -41,11 +51,7 @@ TEST_F(RpcRecovery, AForwardCallThatWasLostIsSentAgain) {
   start(Method::kForward, small, sink);
   pair.reconnect();
   notice();
-  ASSERT_EQ(pair.handler.calls.size(), 1u);
-  pair.echo();
-  pair.deliver_all();
-  ASSERT_TRUE(sink.outcome);
-  EXPECT_EQ(sink.code(), ErrorCode::kNone);
+  expect_answered(sink);
   EXPECT_EQ(sink.outcome->resends, 1u);
 }
 
@@ -57,10 +63,7 @@ TEST_F(RpcRecovery, ALargeRequestStartsAnewAndTheHalfOfItIsFreed) {
   pair.reconnect();
   notice();
   EXPECT_EQ(pair.allocator.alive(), 1u); // the complete one
-  ASSERT_EQ(pair.handler.calls.size(), 1u);
-  pair.echo();
-  pair.deliver_all();
-  EXPECT_EQ(sink.code(), ErrorCode::kNone);
+  expect_answered(sink);
   EXPECT_TRUE(std::equal(large[0].begin(), large[0].end(), sink.stream.begin()));
   EXPECT_EQ(pair.allocator.alive(), 0u);
 }
@@ -73,10 +76,7 @@ TEST_F(RpcRecovery, ALargeResultThatBrokeOffArrivesWhole) {
     pair.deliver_to_client();
   pair.reconnect();
   notice();
-  ASSERT_EQ(pair.handler.calls.size(), 1u);
-  pair.echo();
-  pair.deliver_all();
-  EXPECT_EQ(sink.code(), ErrorCode::kNone);
+  expect_answered(sink);
   EXPECT_TRUE(std::equal(large[0].begin(), large[0].end(), sink.stream.begin()));
 }
 
@@ -98,23 +98,14 @@ TEST_F(RpcRecovery, ABackwardThatIsBeingAppliedAnswersOverTheNewConnection) {
   pair.deliver_all();
   pair.reconnect();
   notice();
-  ASSERT_EQ(pair.handler.calls.size(), 1u);
-  EXPECT_FALSE(sink.outcome);
-  pair.echo();
-  pair.deliver_all();
-  ASSERT_TRUE(sink.outcome);
-  EXPECT_EQ(sink.code(), ErrorCode::kNone);
+  expect_answered(sink);
 }
 
 TEST_F(RpcRecovery, ABackwardThatNeverArrivedIsAppliedOnce) {
   start(Method::kBackward, small, sink);
   pair.reconnect();
   notice();
-  ASSERT_EQ(pair.handler.calls.size(), 1u);
-  pair.echo();
-  pair.deliver_all();
-  ASSERT_TRUE(sink.outcome);
-  EXPECT_EQ(sink.code(), ErrorCode::kNone);
+  expect_answered(sink);
 }
 
 TEST_F(RpcRecovery, ABackwardOfAFormerLifeIsNotAppliedInTheNext) {
@@ -131,11 +122,7 @@ TEST_F(RpcRecovery, AForwardOfAFormerLifeIsComputedInTheNext) {
   pair.deliver_all();
   pair.restart(8);
   notice();
-  ASSERT_EQ(pair.handler.calls.size(), 1u);
-  pair.echo();
-  pair.deliver_all();
-  ASSERT_TRUE(sink.outcome);
-  EXPECT_EQ(sink.code(), ErrorCode::kNone);
+  expect_answered(sink);
 }
 
 TEST_F(RpcRecovery, ASlowCallToANewIncarnationIsNotMistakenForOneToTheOld) {
@@ -143,12 +130,7 @@ TEST_F(RpcRecovery, ASlowCallToANewIncarnationIsNotMistakenForOneToTheOld) {
   start(Method::kBackward, small, sink); // reaches the new one, of which the client knows nothing
   pair.deliver_all();
   notice(); // by a ping that the call overtook
-  ASSERT_EQ(pair.handler.calls.size(), 1u);
-  EXPECT_FALSE(sink.outcome);
-  pair.echo();
-  pair.deliver_all();
-  ASSERT_TRUE(sink.outcome);
-  EXPECT_EQ(sink.code(), ErrorCode::kNone);
+  expect_answered(sink);
 }
 
 TEST_F(RpcRecovery, AFailedBackwardMayBeAppliedLater) {
