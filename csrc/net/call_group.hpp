@@ -3,6 +3,7 @@
 // close() has returned, nothing is written any more.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <mutex>
 
@@ -77,6 +78,7 @@ private:
     void on_done(const rpc::Outcome& outcome) override;
     void decode_outputs() const;
   };
+  void look(const Clock& clock, Time until) const;
   void report(Slot& slot, const rpc::Outcome& outcome);
   void count_answers(const WaitPlan& plan);
 
@@ -86,7 +88,7 @@ private:
   std::mutex mutex_;
   std::condition_variable changed_;
   bool closed_ = false;
-  size_t reported_ = 0;
+  std::atomic<size_t> reported_ = 0; // written with mutex_ held
   std::vector<size_t> fresh_; // reported, and not yet counted by the waiter
 
   // Waiting thread only.
