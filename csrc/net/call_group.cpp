@@ -7,13 +7,6 @@
 #include "rpc/coded_tensors.hpp"
 
 namespace lah::net {
-namespace {
-
-// A core that sleeps takes some 50 us to wake, and a short call crosses six threads: while its
-// caller looks instead of sleeping, one core stays awake for them.
-constexpr Duration kLookBeforeSleep = 250 * kMicrosecond;
-
-} // namespace
 
 CallGroup::CallGroup(std::vector<GroupedCall> calls) {
   for (GroupedCall& call : calls) {
@@ -126,13 +119,13 @@ void CallGroup::count_answers(const WaitPlan& plan) {
   fresh_.clear();
 }
 
-void CallGroup::look(const Clock& clock, Time until) const {
+bool CallGroup::look(const Clock& clock, Time until) const {
   while (reported_ < slots_.size() && clock.now() < until)
     std::this_thread::yield();
+  return reported_ == slots_.size();
 }
 
 bool CallGroup::wait(const Clock& clock, Time until, const WaitPlan& plan) {
-  look(clock, std::min(until, clock.now() + kLookBeforeSleep));
   std::unique_lock lock(mutex_);
   while (reported_ < slots_.size()) {
     const Time now = clock.now();

@@ -42,6 +42,9 @@ public:
   explicit CallGroup(std::vector<GroupedCall> calls);
 
   // Waiting thread.
+  // Like wait() for every call, without going to sleep: for calls that take less than a core needs
+  // to wake up several times.
+  bool look(const Clock& clock, Time until) const;
   // True: nothing is left to wait for.
   bool wait(const Clock& clock, Time until, const WaitPlan& plan);
   // Completes the outputs of the calls that succeeded. No output is written any more; calls still
@@ -78,7 +81,6 @@ private:
     void on_done(const rpc::Outcome& outcome) override;
     void decode_outputs() const;
   };
-  void look(const Clock& clock, Time until) const;
   void report(Slot& slot, const rpc::Outcome& outcome);
   void count_answers(const WaitPlan& plan);
 
@@ -89,7 +91,7 @@ private:
   std::condition_variable changed_;
   bool closed_ = false;
   std::atomic<size_t> reported_ = 0; // written with mutex_ held
-  std::vector<size_t> fresh_; // reported, and not yet counted by the waiter
+  std::vector<size_t> fresh_;        // reported, and not yet counted by the waiter
 
   // Waiting thread only.
   std::vector<uint32_t> answered_;
