@@ -1,27 +1,22 @@
 """The ops of a mixture on the CPU beside the same work in eager torch: T=4096, k=8, H=1024, float32.
 
-Both sides get a malloc that keeps large blocks: else most of the time goes into fresh pages. Bound: the bytes that must
-move, at the rate of a copy on this machine.
+How it is measured: see `eager.py`.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from benchmarks.common import OURS, compare, in_turn, parse_options, report
+from benchmarks.common import parse_options
+from benchmarks.ops.eager import Pair, beside_eager, keep_pages
 from learning_at_home import ops
 from learning_at_home.ops.reference import unpack_alive
 
 RAW = torch.ops.learning_at_home
-KEEP_PAGES = {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"}
-Pair = tuple[Callable[[], object], Callable[[], object], float | None]  # ours, eager, bytes
 
 
 def routing(tokens: int, grid: Sequence[int], k: int, share_alive: float) -> Pair:
@@ -70,22 +65,9 @@ def movement(tokens: int, k: int, hidden: int) -> dict[str, Pair]:
     }
 
 
-def milliseconds(work: Callable[[], object], repeats: int) -> float:
-    """The best of a few: what the work costs when nobody else has the cores."""
-    best = math.inf
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - start)
-    return 1e3 * best
-
-
 def main() -> None:
     """Run it."""
-    if not KEEP_PAGES.items() <= os.environ.items():
-        os.execve(
-            sys.executable, [sys.executable, "-m", "benchmarks.ops.mixture", *sys.argv[1:]], os.environ | KEEP_PAGES
-        )
+    keep_pages("benchmarks.ops.mixture")
     options = parse_options(__doc__)
     tokens = 1024 if options.quick else 4096
     torch.manual_seed(0)
@@ -94,15 +76,7 @@ def main() -> None:
         "route_grid 32x32, k=4, 90 % alive": routing(tokens, (32, 32), 4, 0.9),
         **movement(tokens, 8, 1024),
     }
-    source, target = torch.randn(2, tokens * 8 * 1024)
-    results = []
-    for name, (ours, eager, nbytes) in pairs.items():
-        works = {OURS: ours, "eager torch": eager, "copy": lambda: target.copy_(source)}
-        best = in_turn(options.rounds, {side: lambda work=work: milliseconds(work, 5) for side, work in works.items()})
-        value = {side: min(times) for side, times in best.items()}
-        rate = 8.0 * source.numel() / value.pop("copy")  # bytes read and written in a millisecond
-        results += compare(name, "ms", value, nbytes / rate if nbytes else None)
-    report(f"Ops around the experts, {tokens} tokens", results, options)
+    beside_eager(f"Ops around the experts, {tokens} tokens", pairs, options)
 
 
 if __name__ == "__main__":

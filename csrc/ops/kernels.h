@@ -93,6 +93,20 @@ struct CombineBackwardArgs {
   int32_t* source; // scratch [plan.rows]: which rows have an owner
 };
 
+struct SwigluArgs {
+  const void* x;      // [rows, 2 * width]: gate, up
+  const void* weight; // [rows], or null: ones
+  int64_t rows, width;
+  void* out; // [rows, width]
+};
+
+struct SwigluBackwardArgs {
+  const void *grad, *x, *weight;
+  int64_t rows, width;
+  void* grad_x;
+  void* grad_weight; // [rows], or null
+};
+
 // Tiles whose partial sums are added in order: they depend on shapes alone, so that no sum depends
 // on the number of threads.
 inline int64_t stats_tile(int64_t tokens) {
@@ -135,6 +149,9 @@ void clear_unowned(void* rows, const int32_t* source, int64_t row_bytes, int64_t
 void combine(const CombineArgs& args, Scalar dtype, int64_t begin, int64_t end);
 // first over tokens, then clear_unowned over rows
 void combine_backward(const CombineBackwardArgs& args, Scalar dtype, int64_t begin, int64_t end);
+// over rows
+void swiglu(const SwigluArgs& args, Scalar dtype, int64_t begin, int64_t end);
+void swiglu_backward(const SwigluBackwardArgs& args, Scalar dtype, int64_t begin, int64_t end);
 } // namespace cpu
 
 namespace cuda { // defined where LAH_WITH_CUDA is
@@ -143,6 +160,8 @@ const char* route_backward(const RouteBackwardArgs& args, void* stream);
 const char* dispatch(const DispatchArgs& args, void* stream);
 const char* combine(const CombineArgs& args, Scalar dtype, void* stream);
 const char* combine_backward(const CombineBackwardArgs& args, Scalar dtype, void* stream);
+const char* swiglu(const SwigluArgs& args, Scalar dtype, void* stream);
+const char* swiglu_backward(const SwigluBackwardArgs& args, Scalar dtype, void* stream);
 } // namespace cuda
 
 } // namespace lah::ops

@@ -5,9 +5,9 @@ CUDA.
 module; where there are none, the reference serves, with a warning.
 """
 
-from .functions import Route, alive_bitmap, combine, dispatch, route_grid
+from .functions import Route, alive_bitmap, combine, dispatch, route_grid, swiglu
 from .library import load
 
-__all__ = ["Route", "alive_bitmap", "combine", "dispatch", "route_grid"]
+__all__ = ["Route", "alive_bitmap", "combine", "dispatch", "route_grid", "swiglu"]
 
 _library = load()  # the ops are defined as long as this lives

@@ -91,7 +91,18 @@ def combine_backward(
     return torch.empty_like(rows), torch.empty_like(score)
 
 
+def swiglu(x: Tensor, weight: Tensor | None = None) -> Tensor:
+    return x.new_empty([x.size(0), x.size(1) // 2])
+
+
+def swiglu_backward(grad: Tensor, x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    none = x.new_empty([0], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    return torch.empty_like(x), none if weight is None else torch.empty_like(weight)
+
+
 def register(library: torch.library.Library) -> None:
     """Register every fake with the library that defined the ops."""
-    for fake in (route_grid, route_backward, dispatch, dispatch_backward, combine, combine_backward):
+    routing = (route_grid, route_backward)
+    movement = (dispatch, dispatch_backward, combine, combine_backward)
+    for fake in (*routing, *movement, swiglu, swiglu_backward):
         torch.library.register_fake(f"{NAMESPACE}::{fake.__name__}", fake, lib=library)

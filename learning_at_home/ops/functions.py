@@ -1,4 +1,4 @@
-"""The public, differentiable functions over the ops: `route_grid`, `dispatch`, `combine`.
+"""The public, differentiable functions over the ops: `route_grid`, `dispatch`, `combine`, `swiglu`.
 
 Autograd sits here and not in the ops (a Function costs far less per call than an op's registered autograd): a
 raw `torch.ops.learning_at_home.*` op gives no gradient.
@@ -177,6 +177,31 @@ def combine(
     return out.view(len(out), *rows.shape[1:]), weight
 
 
+def swiglu(x: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The gated activation between the two matrix products of an expert: silu(gate) * up * weight (Shazeer 2020).
+
+    Weights applied here, and not when the rows are combined, make combining a plain sum, and the rows need not be kept
+    for the backward.
+
+    Args:
+        x: [R, 2 * F], float32, float64, bfloat16 or float16: gate [R, F] and up [R, F] side by side; differentiable.
+        weight: [R], a factor of each row; differentiable. None: 1.
+
+    Returns:
+        [R, F], dtype of x; computed in float32 (float64 of float64) and rounded once.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong type or shape.
+    """
+    _tensor("x", x, FLOATS, ("R", "2 * F"))
+    if x.size(1) % 2:
+        raise ValueError(f"x: expected an even number of columns, gate and up, got {_shown(x.shape)}")
+    if weight is not None:
+        _tensor("weight", weight, FLOATS, (x.size(0),), like=x)
+        weight = weight.to(torch.float64 if x.dtype == torch.float64 else torch.float32).contiguous()
+    return _Swiglu.apply(x.contiguous(), weight)
+
+
 def alive_bitmap(alive: Tensor | Sequence[int], num_experts: int) -> Tensor:
     """Pack the set of experts alive into the bitmap that `route_grid` takes.
 
@@ -289,6 +314,20 @@ class _Combine(torch.autograd.Function):
             grad, *saved, ok=ok, normalize=ctx.normalize
         )
         return grad_rows, grad_score, None, None, None, None, None, grad if ctx.needs_input_grad[7] else None
+
+
+class _Swiglu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return torch.ops.learning_at_home.swiglu(x, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        grad_x, grad_weight = torch.ops.learning_at_home.swiglu_backward(grad.contiguous(), x, weight)
+        return grad_x, None if weight is None else grad_weight
 
 
 def _contiguous(x: Tensor | None) -> Tensor | None:

@@ -227,3 +227,21 @@ def combine_backward(
     else:
         grad_score = a
     return grad_rows, grad_score.masked_fill(~live, 0.0)
+
+
+def swiglu(x: Tensor, weight: Tensor | None = None) -> Tensor:
+    gate, up = accumulated(x).chunk(2, dim=1)
+    out = torch.nn.functional.silu(gate) * up
+    return (out if weight is None else out * weight[:, None]).to(x.dtype)
+
+
+def swiglu_backward(grad: Tensor, x: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    gate, up = accumulated(x).chunk(2, dim=1)
+    g = accumulated(grad)
+    sigmoid = gate.sigmoid()
+    silu = gate * sigmoid
+    grad_weight = gate.new_empty(0) if weight is None else (g * silu * up).sum(1)
+    if weight is not None:
+        g = g * weight[:, None]
+    grad_x = torch.cat([g * up * (sigmoid + silu * (1 - sigmoid)), g * silu], dim=1)
+    return grad_x.to(x.dtype), grad_weight

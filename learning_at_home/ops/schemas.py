@@ -1,8 +1,9 @@
 """The ops of learning_at_home: the table of contents.
 
 Everything around the experts of a mixture: choose them, send tokens to them, mix what comes back, and the
-gradients of all three. Each op has the same name in `reference.py` (the specification, plain torch), in
-`csrc/ops/ops.cpp` (checks and allocation) and in `csrc/ops/{cpu,cuda}/`.
+gradients of all three; and what an expert computes between its matrix products. Each op has the same name in
+`reference.py` (the specification, plain torch), in `csrc/ops/ops.cpp` (checks and allocation) and in
+`csrc/ops/{cpu,cuda}/`.
 
 T tokens, k choices, E = prod(grid) experts, R rows. An assignment (t, j) is token t's j-th choice; it owns
 row `offset[index[t, j]] + rank[t, j]`, or none when its index or rank is -1. Rows of one expert are
@@ -39,6 +40,10 @@ SCHEMAS = {
     # gradients of rows (zero where unowned or missing) and of score (zero where void or missing)
     "combine_backward": """(Tensor grad, Tensor rows, Tensor score, Tensor weight, Tensor index, Tensor rank,
         Tensor offset, *, Tensor? ok=None, int normalize=0) -> (Tensor grad_rows, Tensor grad_score)""",
+    # silu(gate) * up * weight of rows [gate, up]; weight of each row, none: 1
+    "swiglu": """(Tensor x, Tensor? weight=None) -> Tensor out""",
+    # gradients of x and of weight (empty where there is none)
+    "swiglu_backward": """(Tensor grad, Tensor x, Tensor? weight=None) -> (Tensor grad_x, Tensor grad_weight)""",
 }
 
 

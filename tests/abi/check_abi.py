@@ -71,6 +71,10 @@ def check_case(reference: ModuleType, tokens: int, grid: list[int], dtype: torch
         _, weight = run("combine", rows, score.abs(), index, rank, offset, **mixture)
         grad = torch.randn(tokens, 33).to(dtype)
         run("combine_backward", grad, rows, score.abs(), weight, index, rank, offset, **mixture)
+    x = torch.randn(tokens, 66).to(dtype)
+    for factor in (torch.randn(tokens, dtype=kind), None):
+        run("swiglu", x, factor)
+        run("swiglu_backward", grad, x, factor)
     return wrong
 
 

@@ -139,13 +139,6 @@ __global__ void __launch_bounds__(kThreads) combine_backward_kernel(CombineBackw
     static_cast<float*>(a.grad_score)[first + j] = ds;
 }
 
-// Whether rows of `hidden` elements can be moved by 16 bytes.
-template <class scalar>
-bool vectorizes(int64_t hidden, const void* x, const void* y, const void* z) {
-  return hidden % (16 / static_cast<int64_t>(sizeof(scalar))) == 0 && aligned16(x) &&
-         aligned16(y) && aligned16(z);
-}
-
 } // namespace
 
 const char* combine(const CombineArgs& a, Scalar dtype, void* stream_pointer) {

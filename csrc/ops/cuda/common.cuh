@@ -82,6 +82,12 @@ inline bool aligned16(const void* pointer) {
   return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
 }
 
+// Whether rows of `width` elements can be moved by 16 bytes, from and to all of these.
+template <class scalar, class... Pointers>
+bool vectorizes(int64_t width, const Pointers*... pointers) {
+  return width % (16 / static_cast<int64_t>(sizeof(scalar))) == 0 && (aligned16(pointers) && ...);
+}
+
 // Calls f.template operator()<scalar>() for the C++ type of `dtype`.
 template <class Function> const char* with_scalar(Scalar dtype, const Function& f) {
   switch (dtype) {
