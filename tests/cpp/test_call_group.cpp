@@ -86,6 +86,22 @@ TEST_F(QuorumTest, WithoutKMinEveryCallIsWaitedFor) {
   EXPECT_EQ(group->outcome(1).error.code, ErrorCode::kPeerUnreachable);
 }
 
+TEST(CallGroup, LookingEndsWithTheLastCallOrAtItsTime) {
+  const SystemClock clock;
+  const auto group = group_of(2);
+  const Time start = clock.now();
+  EXPECT_FALSE(group->look(clock, start + kMillisecond));
+  EXPECT_GE(clock.now() - start, kMillisecond);
+  group->sink(0).on_done(kOk);
+  EXPECT_FALSE(group->look(clock, 0));
+  std::thread network([&] { group->sink(1).on_done(kFailed); });
+  EXPECT_TRUE(group->look(clock, clock.now() + 20 * kSecond));
+  network.join();
+  EXPECT_TRUE(group->look(clock, 0));
+  EXPECT_FALSE(group->close(kFailed.error)); // nothing was open
+  EXPECT_EQ(group->outcome(0).error.code, ErrorCode::kNone);
+}
+
 TEST(CallGroup, ResultsOfOtherShapesAreRefused) {
   std::vector<float> out(1, -1.0f);
   const auto group = group_of(1, &out);
