@@ -6,8 +6,9 @@ module; where there are none, the reference serves, with a warning.
 """
 
 from .functions import Route, alive_bitmap, combine, dispatch, route_grid, swiglu
+from .grouped import grouped_mm
 from .library import load
 
-__all__ = ["Route", "alive_bitmap", "combine", "dispatch", "route_grid", "swiglu"]
+__all__ = ["Route", "alive_bitmap", "combine", "dispatch", "grouped_mm", "route_grid", "swiglu"]
 
 _library = load()  # the ops are defined as long as this lives

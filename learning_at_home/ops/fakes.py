@@ -100,9 +100,17 @@ def swiglu_backward(grad: Tensor, x: Tensor, weight: Tensor | None = None) -> tu
     return torch.empty_like(x), none if weight is None else torch.empty_like(weight)
 
 
+def grouped_mm(rows: Tensor, weight: Tensor, offset: Tensor) -> Tensor:
+    return rows.new_empty([rows.size(0), weight.size(2)])
+
+
+def grouped_mm_backward(grad: Tensor, rows: Tensor, weight: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(rows), torch.empty_like(weight)
+
+
 def register(library: torch.library.Library) -> None:
     """Register every fake with the library that defined the ops."""
     routing = (route_grid, route_backward)
     movement = (dispatch, dispatch_backward, combine, combine_backward)
-    for fake in (*routing, *movement, swiglu, swiglu_backward):
+    for fake in (*routing, *movement, swiglu, swiglu_backward, grouped_mm, grouped_mm_backward):
         torch.library.register_fake(f"{NAMESPACE}::{fake.__name__}", fake, lib=library)

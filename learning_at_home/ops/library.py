@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from . import fakes, reference, schemas
+from . import fakes, grouped, reference, schemas
 
 BINARY = "learning_at_home._C"
 
@@ -74,6 +74,7 @@ def load() -> torch.library.Library:
     """
     library = schemas.define()
     fakes.register(library)
+    grouped.implement(library)
     for name in schemas.SCHEMAS:
         library.impl(name, fallback(name), "CompositeExplicitAutograd")
     cause = load_binary()

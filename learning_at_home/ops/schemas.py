@@ -46,11 +46,20 @@ SCHEMAS = {
     "swiglu_backward": """(Tensor grad, Tensor x, Tensor? weight=None) -> (Tensor grad_x, Tensor grad_weight)""",
 }
 
+# These call torch's own matrix products (grouped.py), on every device
+GROUPED = {
+    # out[i] = rows[i] @ weight[e] of the expert e that owns row i
+    "grouped_mm": """(Tensor rows, Tensor weight, Tensor offset) -> Tensor out""",
+    # gradients of rows and of weight
+    "grouped_mm_backward": """(Tensor grad, Tensor rows, Tensor weight, Tensor offset)
+        -> (Tensor grad_rows, Tensor grad_weight)""",
+}
+
 
 def define() -> torch.library.Library:
     """Define every op. The ops live as long as the returned library does."""
     library = torch.library.Library(NAMESPACE, "DEF")
-    for name, schema in SCHEMAS.items():
+    for name, schema in {**SCHEMAS, **GROUPED}.items():
         # kernels require contiguous tensors: the compiler must keep the strides they were traced with
         library.define(name + " ".join(schema.split()), tags=(torch.Tag.needs_fixed_stride_order,))
     return library
