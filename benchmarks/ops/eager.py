@@ -27,13 +27,15 @@ def keep_pages(module: str) -> None:
         os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], os.environ | KEEP_PAGES)
 
 
-def beside_eager(title: str, pairs: dict[str, Pair], options: Options) -> None:
-    """Time every pair and print the table, in milliseconds."""
+def beside_eager(title: str, pairs: dict[str, Pair], options: Options, repeats: int = 5) -> None:
+    """Time every pair and print the table, in milliseconds: the best of so many repeats in every round."""
     source, target = torch.randn(2, COPIED)
     results = []
     for name, (ours, eager, nbytes) in pairs.items():
         works = {OURS: ours, "eager torch": eager, "copy": lambda: target.copy_(source)}
-        best = in_turn(options.rounds, {side: lambda work=work: milliseconds(work, 5) for side, work in works.items()})
+        best = in_turn(
+            options.rounds, {side: lambda work=work: milliseconds(work, repeats) for side, work in works.items()}
+        )
         value = {side: min(times) for side, times in best.items()}
         rate = 8.0 * COPIED / value.pop("copy")  # bytes read and written in a millisecond
         results += compare(name, "ms", value, nbytes / rate if nbytes else None)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from learning_at_home import ops
 from learning_at_home.client.alive_experts import AliveExperts, AliveView
-from learning_at_home.client.balance import add_gradient_of, balance_loss
 from learning_at_home.client.codec import CodecArgument, CodecChoice
 from learning_at_home.client.fetch import export_gate
 from learning_at_home.client.gate_stats import GateStats
@@ -22,6 +21,7 @@ from learning_at_home.client.remote_mixture import RemotePlan, Waiting, remote_m
 from learning_at_home.client.transport import get_transport
 from learning_at_home.errors import InvalidArgument, LearningAtHomeError, NoExpertsAlive
 from learning_at_home.nested import nested_flatten, nested_pack
+from learning_at_home.nn.balance import add_gradient_of, balance_loss
 from learning_at_home.nn.local_mixture import LocalMixture, MakeExpert
 from learning_at_home.ops.functions import MAX_CHOICES, MAX_EXPERTS
 from learning_at_home.schema import BatchTensorProto, ExpertSchema

@@ -2,15 +2,22 @@
 
 from learning_at_home.nn.experts import DeterministicDropoutExpert, FeedForwardExpert, NopExpert, TransformerExpert
 from learning_at_home.nn.local_mixture import LocalMixture
+from learning_at_home.nn.moe import Experts, MoE, RouterLosses
 from learning_at_home.nn.registry import EXPERT_CLASSES, ExpertClass, find_expert_class, register_expert_class
+from learning_at_home.nn.router import GridRouter, Router
 
 __all__ = [
     "EXPERT_CLASSES",
     "DeterministicDropoutExpert",
     "ExpertClass",
+    "Experts",
     "FeedForwardExpert",
+    "GridRouter",
     "LocalMixture",
+    "MoE",
     "NopExpert",
+    "Router",
+    "RouterLosses",
     "TransformerExpert",
     "find_expert_class",
     "register_expert_class",

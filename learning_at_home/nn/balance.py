@@ -1,4 +1,4 @@
-"""The load-balancing loss of a gate, and a way to train on it without touching the caller's loss."""
+"""The losses of a router, and a way to train on them without touching the caller's loss."""
 
 from __future__ import annotations
 
@@ -17,6 +17,15 @@ def balance_loss(stats: Tensor) -> Tensor:
     """
     assigned, probability = stats[0], stats[1]
     return len(assigned) * (assigned / assigned.sum().clamp(min=1) * probability).sum()
+
+
+def z_loss(lse: Tensor) -> Tensor:
+    """mean_t lse_t^2 (ST-MoE, Zoph et al. 2022, eq. 5): keeps logits small; differentiable.
+
+    Args:
+        lse: [T] of `ops.route_grid`, logsumexp of a token's scores.
+    """
+    return lse.square().mean() if len(lse) else lse.sum()
 
 
 def add_gradient_of(output: Tensor, loss: Tensor, weight: Callable[[], float]) -> Tensor:

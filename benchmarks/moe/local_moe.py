@@ -1,0 +1,64 @@
+"""A local mixture layer, forward and backward, beside the same module in eager torch: T=4096, E=64, H=F=512, float32.
+
+Eager is written as such layers are today: top-k and softmax, a stable sort, a gather, a loop over experts, a
+scatter-add.
+How it is measured: see `benchmarks/ops/eager.py`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import parse_options
+from benchmarks.ops.eager import Pair, beside_eager, keep_pages
+from learning_at_home.nn import MoE
+
+HIDDEN = INNER = 512
+
+
+def eager_layer(moe: MoE, x: Tensor) -> Tensor:
+    """The same layer, on the same parameters; weights are a softmax over the chosen scores."""
+    experts, k = moe.experts, moe.router.k
+    best, index = moe.router.proj(x).topk(k, dim=1)
+    weight = best.softmax(1)
+    flat = index.flatten()
+    counts = torch.bincount(flat, minlength=experts.num_experts)
+    order = flat.argsort(stable=True)
+    token = order // k
+    outputs = []
+    for e, rows in enumerate(x[token].split(counts.tolist())):
+        gate, up = (rows @ experts.w_in[e]).chunk(2, dim=1)
+        outputs.append((nn.functional.silu(gate) * up) @ experts.w_out[e])
+    rows = torch.cat(outputs) * weight.flatten()[order, None]
+    return torch.zeros_like(x).index_add(0, token, rows)
+
+
+def layer(tokens: int, num_experts: int, k: int) -> Pair:
+    """Both directions. Neither side has a bound that is not mostly matrix products."""
+    moe = MoE(HIDDEN, INNER, (num_experts,), k)
+    x = torch.randn(tokens, HIDDEN, requires_grad=True)
+    leaves = (x, *moe.parameters())
+    torch.testing.assert_close(moe(x), eager_layer(moe, x), rtol=1e-3, atol=1e-4)
+
+    def ours() -> object:
+        return torch.autograd.grad(moe(x).square().sum(), leaves)
+
+    def eager() -> object:
+        return torch.autograd.grad(eager_layer(moe, x).square().sum(), leaves)
+
+    return ours, eager, None
+
+
+def main() -> None:
+    """Run it."""
+    keep_pages("benchmarks.moe.local_moe")
+    options = parse_options(__doc__)
+    tokens, num_experts = (1024, 16) if options.quick else (4096, 64)
+    torch.manual_seed(0)
+    pairs = {f"MoE forward and backward, k={k}": layer(tokens, num_experts, k) for k in (1, 2, 4, 8)}
+    beside_eager(f"A mixture of {num_experts} local experts, {tokens} tokens", pairs, options, repeats=2)
+
+
+if __name__ == "__main__":
+    main()
