@@ -27,9 +27,10 @@ def eager_layer(moe: MoE, x: Tensor) -> Tensor:
     order = flat.argsort(stable=True)
     token = order // k
     outputs = []
-    for e, rows in enumerate(x[token].split(counts.tolist())):
-        gate, up = (rows @ experts.w_in[e]).chunk(2, dim=1)
-        outputs.append((nn.functional.silu(gate) * up) @ experts.w_out[e])
+    weights = (experts.w_in.unbind(), experts.w_out.unbind())  # w[e] would make each expert's gradient as large as all
+    for rows, w_in, w_out in zip(x[token].split(counts.tolist()), *weights, strict=True):
+        gate, up = (rows @ w_in).chunk(2, dim=1)
+        outputs.append((nn.functional.silu(gate) * up) @ w_out)
     rows = torch.cat(outputs) * weight.flatten()[order, None]
     return torch.zeros_like(x).index_add(0, token, rows)
 

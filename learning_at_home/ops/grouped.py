@@ -56,11 +56,12 @@ class _GroupedMm(torch.autograd.Function):
 def _product(rows: Tensor, weight: Tensor, offset: Tensor) -> Tensor:
     if _without_host(rows, weight):
         return torch.nn.functional.grouped_mm(rows, weight, offs=offset[1:])
-    out = rows.new_zeros(rows.size(0), weight.size(2))
+    out = rows.new_empty(rows.size(0), weight.size(2))
     bounds = offset.tolist()
     for (begin, end), matrix in zip(pairwise(bounds), weight, strict=True):
         if begin < end:
             torch.mm(rows[begin:end], matrix, out=out[begin:end])
+    out[bounds[-1] :].zero_()
     return out
 
 
@@ -68,12 +69,15 @@ def _product_backward(grad: Tensor, rows: Tensor, weight: Tensor, offset: Tensor
     if _without_host(rows, weight):
         product = torch.nn.functional.grouped_mm
         return product(grad, weight.transpose(1, 2), offs=offset[1:]), product(rows.t(), grad, offs=offset[1:])
-    grad_rows, grad_weight = torch.zeros_like(rows), torch.zeros_like(weight)
+    grad_rows, grad_weight = torch.empty_like(rows), torch.empty_like(weight)
     bounds = offset.tolist()
     for e, (begin, end) in enumerate(pairwise(bounds)):
         if begin < end:
             torch.mm(grad[begin:end], weight[e].t(), out=grad_rows[begin:end])
             torch.mm(rows[begin:end].t(), grad[begin:end], out=grad_weight[e])
+        else:
+            grad_weight[e].zero_()
+    grad_rows[bounds[-1] :].zero_()
     return grad_rows, grad_weight
 
 
