@@ -152,8 +152,9 @@ def test_one_axis_is_a_router() -> None:
     ("call", "message"),
     [
         (lambda: GridRouter(0, (2,), 1), "hidden: expected 1 or more, got 0"),
-        (lambda: GridRouter(4, (), 1), "grid: expected positive sizes"),
+        (lambda: GridRouter(4, (), 1), "grid: expected 1 to 8 positive sizes"),
         (lambda: GridRouter(4, (300, 300), 1), "grid: .* at most 65536"),
+        (lambda: GridRouter(4, (1,) * 9, 1), "grid: expected 1 to 8"),
         (lambda: Router(4, 2, 33), "k: expected 1 to 32, got 33"),
         (lambda: Router(4, 2, 1, capacity_factor=0.0), "capacity_factor: expected a positive number or None, got 0.0"),
         (lambda: Experts(2, 4, 0), "inner: expected 1 or more, got 0"),

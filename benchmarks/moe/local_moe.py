@@ -2,7 +2,7 @@
 
 Eager is written as such layers are today: top-k and softmax, a stable sort, a gather, a loop over experts, a
 scatter-add.
-How it is measured: see `benchmarks/ops/eager.py`.
+How it is measured: see `benchmarks/eager.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common import parse_options
-from benchmarks.ops.eager import Pair, beside_eager, keep_pages
+from benchmarks.eager import Pair, beside_eager, keep_pages
 from learning_at_home.nn import MoE
 
 HIDDEN = INNER = 512

@@ -1,6 +1,6 @@
 """The ops of a mixture on the CPU beside the same work in eager torch: T=4096, k=8, H=1024, float32.
 
-How it is measured: see `eager.py`.
+How it is measured: see `benchmarks/eager.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import parse_options
-from benchmarks.ops.eager import Pair, beside_eager, keep_pages
+from benchmarks.eager import Pair, beside_eager, keep_pages
 from learning_at_home import ops
 from learning_at_home.ops.reference import unpack_alive
 

@@ -1,6 +1,6 @@
 """swiglu, forward and backward, weighted, beside the same in eager torch: R=16384 rows, F=1024, float32 and bfloat16.
 
-How it is measured: see `eager.py`.
+How it is measured: see `benchmarks/eager.py`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import parse_options
-from benchmarks.ops.eager import Pair, beside_eager, keep_pages
+from benchmarks.eager import Pair, beside_eager, keep_pages
 from learning_at_home import ops
 
 RAW = torch.ops.learning_at_home

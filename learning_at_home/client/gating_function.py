@@ -23,7 +23,8 @@ from learning_at_home.errors import InvalidArgument, LearningAtHomeError, NoExpe
 from learning_at_home.nested import nested_flatten, nested_pack
 from learning_at_home.nn.balance import add_gradient_of, balance_loss
 from learning_at_home.nn.local_mixture import LocalMixture, MakeExpert
-from learning_at_home.ops.functions import MAX_CHOICES, MAX_EXPERTS
+from learning_at_home.nn.router import checked_grid, full_precision
+from learning_at_home.ops.functions import MAX_CHOICES
 from learning_at_home.schema import BatchTensorProto, ExpertSchema
 
 if TYPE_CHECKING:
@@ -96,11 +97,7 @@ class GatingFunction(nn.Module):
         codec: CodecArgument = "raw",
     ):
         super().__init__()
-        self.in_features, self.grid_size = int(in_features), tuple(int(size) for size in grid_size)
-        if not self.grid_size or min(self.grid_size) < 1 or math.prod(self.grid_size) > MAX_EXPERTS:
-            raise InvalidArgument(
-                f"grid_size: expected positive sizes with a product of at most {MAX_EXPERTS}, got {self.grid_size}"
-            )
+        self.in_features, self.grid_size = int(in_features), checked_grid("grid_size", grid_size)
         if not 1 <= k_best <= MAX_CHOICES:
             raise InvalidArgument(f"k_best: expected 1 to {MAX_CHOICES}, got {k_best}")
         for name, value in (("k_min", k_min), ("backward_k_min", backward_k_min)):
@@ -211,9 +208,7 @@ class GatingFunction(nn.Module):
         return f"grid_size={self.grid_size}, k_best={self.k_best}, uid_prefix={self.uid_prefix!r}"
 
     def _route(self, x_TH: Tensor, alive: AliveView) -> ops.Route:
-        # Routing stays float32 under autocast: half precision would change the choice for one token in twenty.
-        with torch.autocast(x_TH.device.type, enabled=False):
-            logits = self.proj(x_TH.to(self.proj.weight.dtype)).float().cpu()
+        logits = full_precision(self.proj, x_TH).cpu()
         return ops.route_grid(
             logits,
             self.grid_size,

@@ -15,6 +15,7 @@ from learning_at_home import _safetensors, ops
 from learning_at_home.errors import InvalidArgument, SchemaMismatch
 from learning_at_home.nested import nested_flatten, nested_pack
 from learning_at_home.nn.registry import EXPERT_CLASSES, find_expert_class
+from learning_at_home.nn.router import full_precision
 from learning_at_home.schema import ExpertSchema
 
 MakeExpert = Callable[[str], nn.Module]  # uid → module
@@ -65,8 +66,7 @@ class LocalMixture(nn.Module):
         tokens = math.prod(lead)
         structure = ((input, *args), kwargs)
         flat = [tensor.reshape(tokens, *tensor.shape[len(lead) :]) for tensor in nested_flatten(structure)]
-        with torch.autocast(input.device.type, enabled=False):
-            logits = self.proj(flat[0].to(self.proj.weight.dtype)).float()
+        logits = full_precision(self.proj, flat[0])
         route = ops.route_grid(logits, self.grid_size, self.k_best, alive=self.present)
         sent = [ops.dispatch(tensor, route.index, route.rank, route.offset)[0] for tensor in flat]
         outputs = [

@@ -10,15 +10,30 @@ from torch import Tensor, nn
 
 from learning_at_home import ops
 from learning_at_home.errors import InvalidArgument
-from learning_at_home.ops.functions import MAX_CHOICES, MAX_EXPERTS
+from learning_at_home.ops.functions import MAX_CHOICES, MAX_EXPERTS, MAX_GRID_DIMS
+
+
+def checked_grid(name: str, sizes: Sequence[int]) -> tuple[int, ...]:
+    """Return the sizes of a grid's axes, or raise InvalidArgument naming the argument."""
+    grid = tuple(int(size) for size in sizes)
+    if not 1 <= len(grid) <= MAX_GRID_DIMS or min(grid) < 1 or math.prod(grid) > MAX_EXPERTS:
+        raise InvalidArgument(
+            f"{name}: expected 1 to {MAX_GRID_DIMS} positive sizes with a product of at most {MAX_EXPERTS}, got {grid}"
+        )
+    return grid
+
+
+def full_precision(proj: nn.Linear, x: Tensor) -> Tensor:
+    """Logits in float32, also under autocast: half precision would change the choice for one token in twenty."""
+    with torch.autocast(x.device.type, enabled=False):
+        return proj(x.to(proj.weight.dtype)).float()
 
 
 class GridRouter(nn.Module):
     """Chooses the k best experts of a product grid for each token (product keys: Lample et al. 2019).
 
     Expert (i1, ..., id) scores s1[i1] + ... + sd[id], consecutive slices of one linear layer: `sum(grid)` logits for
-    `prod(grid)` experts. Logits are float32, also under autocast: half precision changes the choice for one token in
-    twenty.
+    `prod(grid)` experts. Logits are float32, also under autocast.
 
     Args:
         hidden: size of a token.
@@ -36,13 +51,9 @@ class GridRouter(nn.Module):
 
     def __init__(self, hidden: int, grid: Sequence[int], k: int, *, capacity_factor: float | None = None):
         super().__init__()
-        self.hidden, self.grid, self.k = hidden, tuple(int(size) for size in grid), k
+        self.hidden, self.grid, self.k = hidden, checked_grid("grid", grid), k
         if hidden < 1:
             raise InvalidArgument(f"hidden: expected 1 or more, got {hidden}")
-        if not self.grid or min(self.grid) < 1 or math.prod(self.grid) > MAX_EXPERTS:
-            raise InvalidArgument(
-                f"grid: expected positive sizes with a product of at most {MAX_EXPERTS}, got {self.grid}"
-            )
         if not 1 <= k <= MAX_CHOICES:
             raise InvalidArgument(f"k: expected 1 to {MAX_CHOICES}, got {k}")
         if capacity_factor is not None and not 0 < capacity_factor < math.inf:
@@ -62,8 +73,7 @@ class GridRouter(nn.Module):
             alive: of `ops.alive_bitmap`; None: all experts.
             want_losses: also return what `nn.balance` takes: lse and stats.
         """
-        with torch.autocast(x.device.type, enabled=False):
-            logits = self.proj(x.to(self.proj.weight.dtype)).float()
+        logits = full_precision(self.proj, x)
         capacity = 0
         if self.capacity_factor is not None:  # whole numbers only: T may be a symbol of the compiler
             share = math.ceil(self.capacity_factor * self.k * 1024 / self.num_experts)

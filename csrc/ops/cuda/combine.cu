@@ -146,14 +146,12 @@ const char* combine(const CombineArgs& a, Scalar dtype, void* stream_pointer) {
   if (a.plan.tokens == 0)
     return nullptr;
   const auto blocks = static_cast<unsigned>(a.plan.tokens);
-  return with_scalar(dtype, [&](auto type) {
-    using scalar = decltype(type);
-    if (vectorizes<scalar>(a.hidden, a.rows, a.out, a.residual))
-      combine_kernel<scalar, 16 / sizeof(scalar)><<<blocks, kThreads, 0, stream>>>(a);
-    else
-      combine_kernel<scalar, 1><<<blocks, kThreads, 0, stream>>>(a);
-    return launch_error();
-  });
+  return with_vector(
+      dtype, a.hidden,
+      [&](auto type, auto n) {
+        combine_kernel<decltype(type), decltype(n)::value><<<blocks, kThreads, 0, stream>>>(a);
+      },
+      a.rows, a.out, a.residual);
 }
 
 const char* combine_backward(const CombineBackwardArgs& a, Scalar dtype, void* stream_pointer) {
@@ -163,14 +161,13 @@ const char* combine_backward(const CombineBackwardArgs& a, Scalar dtype, void* s
     error = forget_sources(a.source, a.plan.rows, stream);
   if (error == nullptr && a.plan.tokens > 0) {
     const auto blocks = static_cast<unsigned>(a.plan.tokens);
-    error = with_scalar(dtype, [&](auto type) {
-      using scalar = decltype(type);
-      if (vectorizes<scalar>(a.hidden, a.rows, a.grad, a.grad_rows))
-        combine_backward_kernel<scalar, 16 / sizeof(scalar)><<<blocks, kThreads, 0, stream>>>(a);
-      else
-        combine_backward_kernel<scalar, 1><<<blocks, kThreads, 0, stream>>>(a);
-      return launch_error();
-    });
+    error = with_vector(
+        dtype, a.hidden,
+        [&](auto type, auto n) {
+          combine_backward_kernel<decltype(type), decltype(n)::value>
+              <<<blocks, kThreads, 0, stream>>>(a);
+        },
+        a.rows, a.grad, a.grad_rows);
   }
   if (error != nullptr)
     return error;

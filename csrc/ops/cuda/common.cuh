@@ -6,6 +6,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "ops/kernels.h"
 
 namespace lah::ops::cuda {
@@ -100,6 +102,21 @@ template <class Function> const char* with_scalar(Scalar dtype, const Function& 
   default:
     return "float64 is for the CPU only";
   }
+}
+
+// The same as f(scalar{}, n): n elements are 16 bytes where rows of `width` elements can be moved
+// so, and otherwise 1.
+template <class Function, class... Pointers>
+const char* with_vector(Scalar dtype, int64_t width, const Function& f,
+                        const Pointers*... pointers) {
+  return with_scalar(dtype, [&](auto type) {
+    using scalar = decltype(type);
+    if (vectorizes<scalar>(width, pointers...))
+      f(type, std::integral_constant<int, 16 / sizeof(scalar)>{});
+    else
+      f(type, std::integral_constant<int, 1>{});
+    return launch_error();
+  });
 }
 
 } // namespace lah::ops::cuda

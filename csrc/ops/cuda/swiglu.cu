@@ -79,14 +79,12 @@ const char* swiglu(const SwigluArgs& a, Scalar dtype, void* stream_pointer) {
   if (a.rows == 0)
     return nullptr;
   const auto blocks = static_cast<unsigned>(a.rows);
-  return with_scalar(dtype, [&](auto type) {
-    using scalar = decltype(type);
-    if (vectorizes<scalar>(a.width, a.x, a.out))
-      swiglu_kernel<scalar, 16 / sizeof(scalar)><<<blocks, kThreads, 0, stream>>>(a);
-    else
-      swiglu_kernel<scalar, 1><<<blocks, kThreads, 0, stream>>>(a);
-    return launch_error();
-  });
+  return with_vector(
+      dtype, a.width,
+      [&](auto type, auto n) {
+        swiglu_kernel<decltype(type), decltype(n)::value><<<blocks, kThreads, 0, stream>>>(a);
+      },
+      a.x, a.out);
 }
 
 const char* swiglu_backward(const SwigluBackwardArgs& a, Scalar dtype, void* stream_pointer) {
@@ -94,14 +92,13 @@ const char* swiglu_backward(const SwigluBackwardArgs& a, Scalar dtype, void* str
   if (a.rows == 0)
     return nullptr;
   const auto blocks = static_cast<unsigned>(a.rows);
-  return with_scalar(dtype, [&](auto type) {
-    using scalar = decltype(type);
-    if (vectorizes<scalar>(a.width, a.x, a.grad, a.grad_x))
-      swiglu_backward_kernel<scalar, 16 / sizeof(scalar)><<<blocks, kThreads, 0, stream>>>(a);
-    else
-      swiglu_backward_kernel<scalar, 1><<<blocks, kThreads, 0, stream>>>(a);
-    return launch_error();
-  });
+  return with_vector(
+      dtype, a.width,
+      [&](auto type, auto n) {
+        swiglu_backward_kernel<decltype(type), decltype(n)::value>
+            <<<blocks, kThreads, 0, stream>>>(a);
+      },
+      a.x, a.grad, a.grad_x);
 }
 
 } // namespace lah::ops::cuda
