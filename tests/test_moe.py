@@ -37,7 +37,7 @@ def dense(moe: MoE, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tens
 
 def make(grid: tuple[int, ...] = (3, 4), k: int = 2, **options: Any) -> MoE:
     torch.manual_seed(0)
-    return MoE(HIDDEN, INNER, grid, k, **options)
+    return MoE(GridRouter(HIDDEN, grid, k, **options), INNER)
 
 
 @pytest.mark.parametrize("grid", [(6,), (3, 4), (2, 2, 3)])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.common import parse_options
 from benchmarks.eager import Pair, beside_eager, keep_pages
-from learning_at_home.nn import MoE
+from learning_at_home.nn import MoE, Router
 
 HIDDEN = INNER = 512
 
@@ -37,7 +37,7 @@ def eager_layer(moe: MoE, x: Tensor) -> Tensor:
 
 def layer(tokens: int, num_experts: int, k: int) -> Pair:
     """Both directions. Neither side has a bound that is not mostly matrix products."""
-    moe = MoE(HIDDEN, INNER, (num_experts,), k)
+    moe = MoE(Router(HIDDEN, num_experts, k), INNER)
     x = torch.randn(tokens, HIDDEN, requires_grad=True)
     leaves = (x, *moe.parameters())
     torch.testing.assert_close(moe(x), eager_layer(moe, x), rtol=1e-3, atol=1e-4)

@@ -1,4 +1,5 @@
-// The kernels of every op, without torch: plain pointers to contiguous arrays, checked by ops.cpp.
+// The kernels of every op, without torch: plain pointers to contiguous arrays, checked by
+// routing.cpp, movement.cpp and activation.cpp.
 // Meanings, shapes and the words token, choice, row, live and void are those of
 // learning_at_home/ops/reference.py.
 //

@@ -24,7 +24,7 @@ from learning_at_home.nested import nested_flatten, nested_pack
 from learning_at_home.nn.balance import add_gradient_of, balance_loss
 from learning_at_home.nn.local_mixture import LocalMixture, MakeExpert
 from learning_at_home.nn.router import checked_grid, full_precision
-from learning_at_home.ops.functions import MAX_CHOICES
+from learning_at_home.ops.arguments import MAX_CHOICES
 from learning_at_home.schema import BatchTensorProto, ExpertSchema
 
 if TYPE_CHECKING:

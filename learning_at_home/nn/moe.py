@@ -5,7 +5,6 @@ T tokens, H hidden, F inner, E experts, R rows, k choices; names end in their sh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal, NamedTuple, overload
 
 import torch
@@ -66,21 +65,20 @@ class RouterLosses(NamedTuple):
 class MoE(nn.Module):
     """Routes each token to its k best experts and mixes what they return, weighted by the softmax of their scores.
 
+        MoE(Router(hidden=512, num_experts=64, k=2), inner=1024)
+
     Args:
-        hidden: size of a token.
+        router: chooses the experts; it knows their number and the size of a token.
         inner: inner width of an expert.
-        grid: sizes of the router's axes; (E,) for one logit an expert.
-        k: experts a token.
-        capacity_factor: see `GridRouter`.
 
     Attributes:
-        router: `GridRouter`. experts: `Experts`.
+        router: the same. experts: `Experts`.
     """
 
-    def __init__(self, hidden: int, inner: int, grid: Sequence[int], k: int, *, capacity_factor: float | None = None):
+    def __init__(self, router: GridRouter, inner: int):
         super().__init__()
-        self.router = GridRouter(hidden, grid, k, capacity_factor=capacity_factor)
-        self.experts = Experts(self.router.num_experts, hidden, inner)
+        self.router = router
+        self.experts = Experts(router.num_experts, router.hidden, inner)
 
     @overload
     def forward(self, x: Tensor, alive: Tensor | None = None, *, want_losses: Literal[False] = False) -> Tensor: ...

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from learning_at_home import ops
 from learning_at_home.errors import InvalidArgument
-from learning_at_home.ops.functions import MAX_CHOICES, MAX_EXPERTS, MAX_GRID_DIMS
+from learning_at_home.ops.arguments import MAX_CHOICES, MAX_EXPERTS, MAX_GRID_DIMS
 
 
 def checked_grid(name: str, sizes: Sequence[int]) -> tuple[int, ...]:

@@ -5,9 +5,11 @@ CUDA.
 module; where there are none, the reference serves, with a warning.
 """
 
-from .functions import Route, alive_bitmap, combine, dispatch, route_grid, swiglu
+from .activation import swiglu
 from .grouped import grouped_mm
 from .library import load
+from .movement import combine, dispatch
+from .routing import Route, alive_bitmap, route_grid
 
 __all__ = ["Route", "alive_bitmap", "combine", "dispatch", "grouped_mm", "route_grid", "swiglu"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .functions import FLOATS, _tensor
+from .arguments import FLOATS, check_tensor
 
 
 def grouped_mm(rows: Tensor, weight: Tensor, offset: Tensor) -> Tensor:
@@ -34,9 +34,9 @@ def grouped_mm(rows: Tensor, weight: Tensor, offset: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: an argument of wrong type or shape.
     """
-    _tensor("rows", rows, FLOATS, ("R", "H"))
-    _tensor("weight", weight, (rows.dtype,), ("E", rows.size(1), "N"), like=rows)
-    _tensor("offset", offset, (torch.int32,), (weight.size(0) + 1,), like=rows)
+    check_tensor("rows", rows, FLOATS, ("R", "H"))
+    check_tensor("weight", weight, (rows.dtype,), ("E", rows.size(1), "N"), like=rows)
+    check_tensor("offset", offset, (torch.int32,), (weight.size(0) + 1,), like=rows)
     return _GroupedMm.apply(rows.contiguous(), weight.contiguous(), offset.contiguous())
 
 

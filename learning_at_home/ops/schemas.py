@@ -2,8 +2,8 @@
 
 Everything around the experts of a mixture: choose them, send tokens to them, mix what comes back, and the
 gradients of all three; and what an expert computes between its matrix products. Each op has the same name in
-`reference.py` (the specification, plain torch), in `csrc/ops/ops.cpp` (checks and allocation) and in
-`csrc/ops/{cpu,cuda}/`.
+`reference.py` (the specification, plain torch), in `csrc/ops/*.cpp` (checks and allocation) and in
+`csrc/ops/{cpu,cuda}/` (kernels).
 
 T tokens, k choices, E = prod(grid) experts, R rows. An assignment (t, j) is token t's j-th choice; it owns
 row `offset[index[t, j]] + rank[t, j]`, or none when its index or rank is -1. Rows of one expert are

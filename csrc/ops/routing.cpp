@@ -1,0 +1,127 @@
+// The ops that choose experts: checks and allocation. Schemas are in
+// learning_at_home/ops/schemas.py. Functions end in _op, apart from the kernels of the same stem.
+#include <algorithm>
+#include <tuple>
+
+#include "ops/launch.h"
+
+namespace lah::ops {
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
+route_grid_op(const Tensor& logits, std::vector<int64_t> sizes, int64_t k, MaybeTensor alive,
+              int64_t beam, int64_t capacity, int64_t align, bool want_lse, bool want_stats) {
+  const char* op = "route_grid";
+  const Grid grid = check_grid(op, sizes, logits);
+  const int64_t tokens = logits.size(0);
+  STD_TORCH_CHECK(k >= 1 && k <= kMaxChoices, op, ": k must be 1 to ", kMaxChoices, ", is ", k);
+  STD_TORCH_CHECK(beam >= 0 && capacity >= 0, op, ": beam and capacity must not be negative");
+  STD_TORCH_CHECK(
+      align >= 1 && align <= kMaxRows && rows_of(tokens * k, grid.experts, align) <= kMaxRows, op,
+      ": at most ", kMaxRows, " rows, got ", tokens, " tokens, k ", k, ", align ", align);
+
+  const bool with_lse = want_lse || want_stats;
+  const ScalarType real = logits.scalar_type();
+  Tensor index = new_empty(logits, {tokens, k}, ScalarType::Int);
+  Tensor rank = new_empty(logits, {tokens, k}, ScalarType::Int);
+  Tensor offset = new_empty(logits, {grid.experts + 1}, ScalarType::Int);
+  Tensor score = new_empty(logits, {tokens, k}, real);
+  Tensor lse = new_empty(logits, {with_lse ? tokens : 0}, real);
+  Tensor stats =
+      want_stats ? new_empty(logits, {2, grid.experts}, real) : new_empty(logits, {0}, real);
+  Tensor count = new_empty(logits, {grid.experts}, ScalarType::Int);
+  const int64_t tiles = stats_tiles(tokens);
+  Tensor probability = new_empty(logits, {want_stats ? tiles : 0, grid.experts}, real);
+  const int64_t count_tiles = logits.is_cuda() ? rank_tiles(tokens * k, grid.experts) : 0;
+  Tensor tile_count = new_empty(logits, {count_tiles, grid.experts}, ScalarType::Int);
+
+  const RouteGridArgs args{.grid = grid,
+                           .logits = logits.const_data_ptr(),
+                           .alive = check_alive(op, alive, grid, logits),
+                           .tokens = tokens,
+                           .k = k,
+                           .beam = beam,
+                           .capacity = std::min(capacity, kMaxRows),
+                           .align = align,
+                           .index = index.mutable_data_ptr<int32_t>(),
+                           .rank = rank.mutable_data_ptr<int32_t>(),
+                           .offset = offset.mutable_data_ptr<int32_t>(),
+                           .count = count.mutable_data_ptr<int32_t>(),
+                           .score = score.mutable_data_ptr(),
+                           .lse = with_lse ? lse.mutable_data_ptr() : nullptr,
+                           .stats = want_stats ? stats.mutable_data_ptr() : nullptr,
+                           .tile_count = tile_count.mutable_data_ptr<int32_t>(),
+                           .tile_probability =
+                               want_stats ? probability.mutable_data_ptr() : nullptr};
+  run(
+      op, logits, [&](auto stream) { return cuda::route_grid(args, stream); },
+      [&] {
+        const Scalar dtype = scalar_of(op, "logits", logits);
+        const int64_t tile = stats_tile(tokens);
+        parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+          const int64_t step =
+              want_stats ? 1 : end - begin; // only statistics need the tiles one by one
+          for (int64_t i = begin; i < end; i += step)
+            cpu::route_tokens(args, dtype, i * tile, std::min((i + step) * tile, tokens));
+        });
+        cpu::route_plan(args, dtype);
+      });
+  return {index, score, rank, offset, lse, stats};
+}
+
+Tensor route_backward_op(MaybeTensor grad_score, MaybeTensor grad_lse, MaybeTensor grad_stats,
+                         const Tensor& logits, std::vector<int64_t> sizes, const Tensor& index,
+                         const Tensor& lse, MaybeTensor alive) {
+  const char* op = "route_backward";
+  const Grid grid = check_grid(op, sizes, logits);
+  const int64_t tokens = logits.size(0);
+  check_shape(op, "index", index, {tokens, kAny}, logits);
+  const auto check_grad = [&](const char* name, const Tensor& grad,
+                              std::initializer_list<int64_t> shape) {
+    check_shape(op, name, grad, shape, logits);
+    check_dtype(op, name, grad, logits.scalar_type());
+  };
+  if (grad_score)
+    check_grad("grad_score", *grad_score, {tokens, index.size(1)});
+  if (grad_lse)
+    check_grad("grad_lse", *grad_lse, {tokens});
+  if (grad_stats)
+    check_grad("grad_stats", *grad_stats, {2, grid.experts});
+  if (grad_lse || grad_stats)
+    check_grad("lse", lse, {tokens});
+
+  Tensor grad_logits = new_empty(logits, {tokens, grid.logits}, logits.scalar_type());
+  Tensor slope =
+      new_empty(logits, {grad_stats && logits.is_cuda() ? tokens : 0}, logits.scalar_type());
+  const RouteBackwardArgs args{.grid = grid,
+                               .grad_score = data_or_null(grad_score),
+                               .grad_lse = data_or_null(grad_lse),
+                               .grad_stats = data_or_null(grad_stats),
+                               .logits = logits.const_data_ptr(),
+                               .index = index.const_data_ptr<int32_t>(),
+                               .alive = check_alive(op, alive, grid, logits),
+                               .lse = lse.const_data_ptr(),
+                               .tokens = tokens,
+                               .choices = index.size(1),
+                               .grad_logits = grad_logits.mutable_data_ptr(),
+                               .slope = slope.mutable_data_ptr()};
+  run(
+      op, logits, [&](auto stream) { return cuda::route_backward(args, stream); },
+      [&] {
+        const Scalar dtype = scalar_of(op, "logits", logits);
+        parallel_for(0, tokens, kTokenTile, [&](int64_t begin, int64_t end) {
+          cpu::route_backward(args, dtype, begin, end);
+        });
+      });
+  return grad_logits;
+}
+
+template <class Library> void implement(Library& library) {
+  library.impl("route_grid", TORCH_BOX(&route_grid_op));
+  library.impl("route_backward", TORCH_BOX(&route_backward_op));
+}
+
+} // namespace
+} // namespace lah::ops
+
+LAH_REGISTER_OPS(lah::ops::implement)

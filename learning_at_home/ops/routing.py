@@ -1,0 +1,168 @@
+"""Choosing experts: `route_grid`, and the bitmap of the experts that are alive.
+
+Autograd sits in the public functions and not in the ops (a Function costs far less per call than an op's registered
+autograd): a raw `torch.ops.learning_at_home.*` op gives no gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .arguments import FLOATS, MAX_CHOICES, MAX_EXPERTS, check_range, check_tensor, checked_grid, contiguous
+
+
+class Route(NamedTuple):
+    """What `route_grid` decided for T tokens, k choices and E experts."""
+
+    index: Tensor  # type: ignore[assignment] # hides tuple.index
+    score: Tensor
+    rank: Tensor
+    offset: Tensor
+    lse: Tensor
+    stats: Tensor
+
+
+def route_grid(
+    logits: Tensor,
+    grid: Sequence[int],
+    k: int,
+    *,
+    alive: Tensor | None = None,
+    beam: int = 0,
+    capacity: int = 0,
+    align: int = 1,
+    want_lse: bool = False,
+    want_stats: bool = False,
+) -> Route:
+    """Choose the k best experts of a product grid for each token, and lay out the rows of these choices.
+
+    Expert (i1, ..., id) of `grid` has the flat, row-major id e and the score s1[i1] + s2[i2] + ... + sd[id],
+    where s1, ..., sd are consecutive slices of a token's logits (product keys: Lample et al. 2019; as a grid
+    of experts: Ryabinin & Gusev 2020). The search is exact at any depth, by
+    the threshold rule (Fagin et al. 2001): best prefixes first, until no further one can matter.
+
+    An expert is void for a token, and never chosen, if it is dead or its score is NaN or infinite. Ties go to
+    the lower id.
+
+    Args:
+        logits: [T, sum(grid)], float32, or float64; bfloat16 and float16 are converted to float32.
+        grid: sizes of 1 to 8 axes; E = prod(grid) <= 65536.
+        k: choices a token, 1 to 32; may exceed the number of experts alive.
+        alive: int32 [ceil(E / 32)] from `alive_bitmap`, on the device of logits. None: all experts are alive.
+        beam: 0 searches all experts. b > 0 bounds the work on deep grids: only experts of a token's b best
+            prefixes (all coordinates but the last) that have an expert alive are considered. Without effect
+            on grids of one axis.
+        capacity: the most rows an expert takes; later assignments get no row. 0: no limit.
+        align: the rows of an expert start at a multiple of this.
+        want_lse: also return lse.
+        want_stats: also return stats, and lse.
+
+    Returns:
+        index: int32 [T, k], flat ids, best first; -1 is void (fewer than k experts alive).
+        score: [T, k], differentiable; 0 where void, so that no arithmetic on it makes a NaN.
+        rank: int32 [T, k], the number of earlier assignments (t, j) to the same expert; -1 where void or at
+            capacity.
+        offset: int32 [E + 1], the first row of each expert; multiples of align.
+        lse: [T], logsumexp of the scores of all usable experts, 0 where there is none; differentiable. Else
+            empty.
+        stats: [2, E], else empty. stats[0]: assignments to each expert before capacity; stats[1]: mean over
+            tokens of the softmax over all usable experts, differentiable. The load-balancing loss of Switch
+            Transformers is `E * (stats[0] / stats[0].sum() * stats[1]).sum()`.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong type, shape or range.
+    """
+    grid = checked_grid(grid)
+    experts = math.prod(grid)
+    check_tensor("logits", logits, FLOATS, ("T", sum(grid)))
+    check_range("k", k, 1, MAX_CHOICES)
+    check_range("beam", beam, 0)
+    check_range("capacity", capacity, 0)
+    check_range("align", align, 1)
+    if alive is not None:
+        check_tensor("alive", alive, (torch.int32,), ((experts + 31) // 32,), like=logits)
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    return Route(*_RouteGrid.apply(logits, grid, k, alive, beam, capacity, align, want_lse, want_stats))
+
+
+def alive_bitmap(alive: Tensor | Sequence[int], num_experts: int) -> Tensor:
+    """Pack the set of experts alive into the bitmap that `route_grid` takes.
+
+    Args:
+        alive: a bool tensor of num_experts elements (any shape, row-major), or the flat ids of the experts
+            alive as an integer tensor or a sequence of ints, in any order.
+        num_experts: E.
+
+    Returns:
+        int32 [ceil(E / 32)] on the device of alive: expert e is bit e % 32 of word e // 32.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong type, size or range.
+    """
+    check_range("num_experts", num_experts, 1, MAX_EXPERTS)
+    ids = alive if isinstance(alive, Tensor) else torch.tensor(list(alive), dtype=torch.int64)
+    if ids.dtype == torch.bool:
+        if ids.numel() != num_experts:
+            raise ValueError(f"alive: expected a mask of {num_experts} elements, got shape {list(ids.shape)}")
+        mask = ids.reshape(-1)
+    else:
+        if ids.is_floating_point() or ids.is_complex():
+            raise TypeError(f"alive: expected a bool mask or integer ids, got {ids.dtype}")
+        if bool(((ids < 0) | (ids >= num_experts)).any()):
+            raise ValueError(
+                f"alive: expected ids from 0 to {num_experts - 1}, got {int(ids.min())} to {int(ids.max())}"
+            )
+        mask = torch.zeros(num_experts, dtype=torch.bool, device=ids.device)
+        mask[ids.reshape(-1).long()] = True
+    words = torch.nn.functional.pad(mask, (0, -num_experts % 32)).view(-1, 32)
+    return (words.long() << torch.arange(32, device=mask.device)).sum(1).int()  # the highest bit wraps into the sign
+
+
+class _RouteGrid(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, grid: list[int], k: int, alive: Tensor | None, *options: Any) -> Any:
+        logits = logits.contiguous()
+        beam, capacity, align, want_lse, want_stats = options
+        index, score, rank, offset, lse, stats = torch.ops.learning_at_home.route_grid(
+            logits,
+            grid,
+            k,
+            alive=alive,
+            beam=beam,
+            capacity=capacity,
+            align=align,
+            want_lse=want_lse,
+            want_stats=want_stats,
+        )
+        ctx.grid, ctx.has_lse, ctx.has_stats = grid, want_lse or want_stats, want_stats
+        ctx.save_for_backward(logits, index, lse, alive)
+        ctx.mark_non_differentiable(index, rank, offset)
+        ctx.set_materialize_grads(False)
+        return index, score, rank, offset, lse, stats
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, _index: Any, grad_score: Tensor | None, _rank: Any, _offset: Any, *grads: Tensor | None
+    ) -> Any:
+        logits, index, lse, alive = ctx.saved_tensors
+        grad_lse = grads[0] if ctx.has_lse else None
+        grad_stats = grads[1] if ctx.has_stats else None
+        grad_logits = torch.ops.learning_at_home.route_backward(
+            contiguous(grad_score),
+            contiguous(grad_lse),
+            contiguous(grad_stats),
+            logits,
+            ctx.grid,
+            index,
+            lse,
+            alive=alive,
+        )
+        return (grad_logits, *[None] * 8)
