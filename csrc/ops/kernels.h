@@ -16,11 +16,13 @@
 namespace lah::ops {
 
 constexpr int64_t kMaxChoices = 32; // one lane of a warp for each choice
+constexpr int64_t kMaxGroups = 32;  // and for each group
 constexpr auto kMaxGridDims = static_cast<int64_t>(Limits::kGridDims);
 constexpr auto kMaxExperts = static_cast<int64_t>(Limits::kGridExperts);
 constexpr int64_t kTokenTile = 64; // least tokens of one unit of work
 
 enum class Scalar : int32_t { f32, f64, bf16, f16 };
+enum class Score : int32_t { logit, sigmoid };
 enum class Normalize : int32_t { softmax, sum, none, ones }; // ones: dispatch_backward, no scores
 
 // Where the rows of an assignment (t, j) are.
@@ -54,6 +56,22 @@ struct RouteGridArgs {
   void* tile_probability; // scratch [stats_tiles, experts], with stats
 };
 
+// One axis: a choice among keys, score + bias, within the best groups of experts.
+struct RouteArgs {
+  RouteGridArgs axis;
+  const void* bias; // [experts], or null
+  Score score;
+  int64_t groups, top_groups;
+  void* affinity; // CUDA: scratch [tokens], sums of sigmoids; with stats of sigmoids
+};
+
+struct PlanArgs {
+  const int32_t* index; // [assignments]
+  int64_t assignments, experts, capacity, align;
+  int32_t *rank, *offset, *count; // as in RouteGridArgs
+  int32_t* tile_count;            // CUDA: scratch [rank_tiles, experts]
+};
+
 struct RouteBackwardArgs {
   Grid grid;
   const void *grad_score, *grad_lse, *grad_stats; // each may be null
@@ -63,7 +81,9 @@ struct RouteBackwardArgs {
   const void* lse;
   int64_t tokens, choices;
   void* grad_logits;
-  void* slope; // CUDA: scratch [tokens], with grad_stats
+  void* slope;                // CUDA: scratch [tokens], with grad_stats
+  void* affinity = nullptr;   // CUDA: scratch [tokens], with grad_stats of sigmoids
+  Score score = Score::logit; // sigmoid: a grid of one axis
 };
 
 struct DispatchArgs {
@@ -108,6 +128,11 @@ struct SwigluBackwardArgs {
   void* grad_weight; // [rows], or null
 };
 
+inline PlanArgs plan_of(const RouteGridArgs& a) {
+  return {a.index, a.tokens * a.k, a.grid.experts, a.capacity,  a.align,
+          a.rank,  a.offset,       a.count,        a.tile_count};
+}
+
 // Tiles whose partial sums are added in order: they depend on shapes alone, so that no sum depends
 // on the number of threads.
 inline int64_t stats_tile(int64_t tokens) {
@@ -140,8 +165,11 @@ namespace cpu {
 // route_grid, first over tokens: index, score, lse; and, over tiles of stats_tile tokens,
 // tile_probability
 void route_tokens(const RouteGridArgs& args, Scalar dtype, int64_t begin, int64_t end);
-// then once: rank, offset, count, stats
+// route, in the same way
+void route_axis_tokens(const RouteArgs& args, Scalar dtype, int64_t begin, int64_t end);
+// then, of both, once: rank, offset, count, stats
 void route_plan(const RouteGridArgs& args, Scalar dtype);
+void plan(const PlanArgs& args);
 void route_backward(const RouteBackwardArgs& args, Scalar dtype, int64_t begin, int64_t end);
 // first over tokens, then over rows
 void dispatch(const DispatchArgs& args, int64_t begin, int64_t end);
@@ -157,6 +185,8 @@ void swiglu_backward(const SwigluBackwardArgs& args, Scalar dtype, int64_t begin
 
 namespace cuda { // defined where LAH_WITH_CUDA is
 const char* route_grid(const RouteGridArgs& args, void* stream);
+const char* route(const RouteArgs& args, void* stream);
+const char* plan(const PlanArgs& args, void* stream);
 const char* route_backward(const RouteBackwardArgs& args, void* stream);
 const char* dispatch(const DispatchArgs& args, void* stream);
 const char* combine(const CombineArgs& args, Scalar dtype, void* stream);

@@ -8,6 +8,20 @@
 namespace lah::ops {
 namespace {
 
+void check_rows(const char* op, int64_t assignments, int64_t experts, int64_t capacity,
+                int64_t align) {
+  STD_TORCH_CHECK(capacity >= 0, op, ": capacity must not be negative, is ", capacity);
+  STD_TORCH_CHECK(align >= 1 && align <= kMaxRows &&
+                      rows_of(assignments, experts, align) <= kMaxRows,
+                  op, ": at most ", kMaxRows, " rows, got ", assignments, " choices of ", experts,
+                  " experts, align ", align);
+}
+
+Tensor new_tile_count(const Tensor& like, int64_t assignments, int64_t experts) {
+  return new_empty(like, {like.is_cuda() ? rank_tiles(assignments, experts) : 0, experts},
+                   ScalarType::Int);
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
 route_grid_op(const Tensor& logits, std::vector<int64_t> sizes, int64_t k, MaybeTensor alive,
               int64_t beam, int64_t capacity, int64_t align, bool want_lse, bool want_stats) {
@@ -15,10 +29,8 @@ route_grid_op(const Tensor& logits, std::vector<int64_t> sizes, int64_t k, Maybe
   const Grid grid = check_grid(op, sizes, logits);
   const int64_t tokens = logits.size(0);
   STD_TORCH_CHECK(k >= 1 && k <= kMaxChoices, op, ": k must be 1 to ", kMaxChoices, ", is ", k);
-  STD_TORCH_CHECK(beam >= 0 && capacity >= 0, op, ": beam and capacity must not be negative");
-  STD_TORCH_CHECK(
-      align >= 1 && align <= kMaxRows && rows_of(tokens * k, grid.experts, align) <= kMaxRows, op,
-      ": at most ", kMaxRows, " rows, got ", tokens, " tokens, k ", k, ", align ", align);
+  STD_TORCH_CHECK(beam >= 0, op, ": beam must not be negative");
+  check_rows(op, tokens * k, grid.experts, capacity, align);
 
   const bool with_lse = want_lse || want_stats;
   const ScalarType real = logits.scalar_type();
@@ -32,8 +44,7 @@ route_grid_op(const Tensor& logits, std::vector<int64_t> sizes, int64_t k, Maybe
   Tensor count = new_empty(logits, {grid.experts}, ScalarType::Int);
   const int64_t tiles = stats_tiles(tokens);
   Tensor probability = new_empty(logits, {want_stats ? tiles : 0, grid.experts}, real);
-  const int64_t count_tiles = logits.is_cuda() ? rank_tiles(tokens * k, grid.experts) : 0;
-  Tensor tile_count = new_empty(logits, {count_tiles, grid.experts}, ScalarType::Int);
+  Tensor tile_count = new_tile_count(logits, tokens * k, grid.experts);
 
   const RouteGridArgs args{.grid = grid,
                            .logits = logits.const_data_ptr(),
@@ -67,6 +78,32 @@ route_grid_op(const Tensor& logits, std::vector<int64_t> sizes, int64_t k, Maybe
         cpu::route_plan(args, dtype);
       });
   return {index, score, rank, offset, lse, stats};
+}
+
+std::tuple<Tensor, Tensor, Tensor> plan_op(const Tensor& index, int64_t experts, int64_t capacity,
+                                           int64_t align) {
+  const char* op = "plan";
+  check_shape(op, "index", index, {kAny, kAny}, index);
+  check_dtype(op, "index", index, ScalarType::Int);
+  STD_TORCH_CHECK(experts >= 1 && experts <= kMaxExperts, op, ": experts must be 1 to ",
+                  kMaxExperts, ", is ", experts);
+  check_rows(op, index.numel(), experts, capacity, align);
+  Tensor rank = new_empty(index, {index.size(0), index.size(1)});
+  Tensor offset = new_empty(index, {experts + 1});
+  Tensor count = new_empty(index, {experts});
+  Tensor tile_count = new_tile_count(index, index.numel(), experts);
+  const PlanArgs args{.index = index.const_data_ptr<int32_t>(),
+                      .assignments = index.numel(),
+                      .experts = experts,
+                      .capacity = std::min(capacity, kMaxRows),
+                      .align = align,
+                      .rank = rank.mutable_data_ptr<int32_t>(),
+                      .offset = offset.mutable_data_ptr<int32_t>(),
+                      .count = count.mutable_data_ptr<int32_t>(),
+                      .tile_count = tile_count.mutable_data_ptr<int32_t>()};
+  run(
+      op, index, [&](auto stream) { return cuda::plan(args, stream); }, [&] { cpu::plan(args); });
+  return {rank, offset, count};
 }
 
 Tensor route_backward_op(MaybeTensor grad_score, MaybeTensor grad_lse, MaybeTensor grad_stats,
@@ -118,6 +155,7 @@ Tensor route_backward_op(MaybeTensor grad_score, MaybeTensor grad_lse, MaybeTens
 
 template <class Library> void implement(Library& library) {
   library.impl("route_grid", TORCH_BOX(&route_grid_op));
+  library.impl("plan", TORCH_BOX(&plan_op));
   library.impl("route_backward", TORCH_BOX(&route_backward_op));
 }
 

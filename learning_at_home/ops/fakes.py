@@ -37,6 +37,10 @@ def route_grid(
     )
 
 
+def plan(index: Tensor, experts: int, *, capacity: int = 0, align: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(index), index.new_empty([experts + 1]), index.new_empty([experts])
+
+
 def route_backward(
     grad_score: Tensor | None,
     grad_lse: Tensor | None,
@@ -110,7 +114,7 @@ def grouped_mm_backward(grad: Tensor, rows: Tensor, weight: Tensor, offset: Tens
 
 def register(library: torch.library.Library) -> None:
     """Register every fake with the library that defined the ops."""
-    routing = (route_grid, route_backward)
+    routing = (route_grid, plan, route_backward)
     movement = (dispatch, dispatch_backward, combine, combine_backward)
     for fake in (*routing, *movement, swiglu, swiglu_backward, grouped_mm, grouped_mm_backward):
         torch.library.register_fake(f"{NAMESPACE}::{fake.__name__}", fake, lib=library)

@@ -59,11 +59,12 @@ def best_prefixes(logits: Tensor, grid: list[int], alive: Tensor | None, beam: i
     return torch.zeros_like(prefix, dtype=torch.bool).scatter(1, best, True).repeat_interleave(last, dim=1)
 
 
-def plan(index: Tensor, experts: int, capacity: int, align: int) -> tuple[Tensor, Tensor, Tensor]:
+def plan(index: Tensor, experts: int, *, capacity: int = 0, align: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """(rank, offset, count): rank among the earlier assignments to the same expert, in (t, j) order; count
-    [E] is taken before capacity.
+    [E] is taken before capacity. An id out of range is void.
     """
     flat = index.flatten().long()
+    flat = flat.masked_fill((flat < 0) | (flat >= experts), -1)
     order = flat.argsort(stable=True)
     count = torch.bincount(flat + 1, minlength=experts + 1)  # entry 0 counts the void
     start = count.cumsum(0) - count
@@ -73,7 +74,7 @@ def plan(index: Tensor, experts: int, capacity: int, align: int) -> tuple[Tensor
     kept = count.clamp(max=capacity) if capacity else count
     offset = torch.nn.functional.pad(((kept + align - 1) // align * align).cumsum(0), (1, 0)).int()
     dropped = (flat < 0) | (rank >= capacity) if capacity else flat < 0
-    return rank.masked_fill(dropped, -1).view(index.shape).int(), offset, count
+    return rank.masked_fill(dropped, -1).view(index.shape).int(), offset, count.int()
 
 
 def route_grid(
@@ -99,7 +100,7 @@ def route_grid(
     void = best == -math.inf
     chosen = score.gather(1, index.masked_fill(void, 0)).masked_fill(void, 0.0)
     index = index.masked_fill(void, -1).int()
-    rank, offset, count = plan(index, score.size(1), capacity, align)
+    rank, offset, count = plan(index, score.size(1), capacity=capacity, align=align)
     lse, stats = logits.new_empty(0), logits.new_empty(0)  # an op's outputs may not share memory
     if want_lse or want_stats:
         lse = score.masked_fill(~usable, -math.inf).logsumexp(dim=1)

@@ -1,4 +1,4 @@
-"""Choosing experts: `route_grid`, and the bitmap of the experts that are alive.
+"""Choosing experts: `route_grid`; `plan` for choices made elsewhere; and the bitmap of the experts that are alive.
 
 Autograd sits in the public functions and not in the ops (a Function costs far less per call than an op's registered
 autograd): a raw `torch.ops.learning_at_home.*` op gives no gradient.
@@ -90,6 +90,35 @@ def route_grid(
     if logits.dtype in (torch.bfloat16, torch.float16):
         logits = logits.float()
     return Route(*_RouteGrid.apply(logits, grid, k, alive, beam, capacity, align, want_lse, want_stats))
+
+
+class Plan(NamedTuple):
+    """Where the rows of T * k choices are: what `dispatch` and `combine` take beside index."""
+
+    rank: Tensor
+    offset: Tensor
+    count: Tensor  # type: ignore[assignment] # hides tuple.count
+
+
+def plan(index: Tensor, num_experts: int, *, capacity: int = 0, align: int = 1) -> Plan:
+    """Rank choices that were made elsewhere and lay out their rows, as `route_grid` does with its own.
+
+    Args:
+        index: int32 [T, k], expert ids; anything out of range is void.
+        num_experts: E, at most 65536.
+        capacity, align: as of `route_grid`.
+
+    Returns:
+        rank: int32 [T, k]. offset: int32 [E + 1]. count: int32 [E], choices of each expert before capacity.
+
+    Raises:
+        TypeError, ValueError: an argument of wrong type, shape or range.
+    """
+    check_tensor("index", index, (torch.int32,), ("T", "k"))
+    check_range("num_experts", num_experts, 1, MAX_EXPERTS)
+    check_range("capacity", capacity, 0)
+    check_range("align", align, 1)
+    return Plan(*torch.ops.learning_at_home.plan(index.contiguous(), num_experts, capacity=capacity, align=align))
 
 
 def alive_bitmap(alive: Tensor | Sequence[int], num_experts: int) -> Tensor:

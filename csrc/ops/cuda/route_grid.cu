@@ -1,6 +1,5 @@
 // Exact top-k of a product grid, a warp a token.
 #include "ops/cuda/grid_scores.cuh"
-#include "ops/cuda/route_plan.cuh"
 
 namespace lah::ops::cuda {
 namespace {
@@ -179,7 +178,7 @@ const char* route_grid(const RouteGridArgs& a, void* stream_pointer) {
     if (const char* error = launch_error())
       return error;
   }
-  if (const char* error = route_plan(a, stream))
+  if (const char* error = plan(plan_of(a), stream))
     return error;
   if (a.stats == nullptr)
     return nullptr;

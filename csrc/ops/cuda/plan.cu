@@ -1,4 +1,4 @@
-#include "ops/cuda/route_plan.cuh"
+#include "ops/cuda/common.cuh"
 
 namespace lah::ops::cuda {
 namespace {
@@ -12,18 +12,19 @@ struct TileWarp {
   int64_t begin, end;
   int32_t* counter; // [experts]
 
-  __device__ TileWarp(const RouteGridArgs& a, int64_t tile) {
+  __device__ TileWarp(const PlanArgs& a, int64_t tile) {
     const int64_t index = static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + warp_of_block();
     begin = index * tile;
-    end = min(begin + tile, a.tokens * a.k);
-    counter = a.tile_count + index * a.grid.experts;
+    end = min(begin + tile, a.assignments);
+    counter = a.tile_count + index * a.experts;
   }
 
   // Calls each(assignment, expert or -1, lanes of the warp with the same expert).
-  template <class Each> __device__ void for_each(const RouteGridArgs& a, const Each& each) const {
+  template <class Each> __device__ void for_each(const PlanArgs& a, const Each& each) const {
     for (int64_t first = begin; first < end; first += kWarp) {
       const int64_t i = first + lane_id();
-      const int expert = i < end ? a.index[i] : -1;
+      int expert = i < end ? a.index[i] : -1;
+      expert = expert < a.experts ? expert : -1; // out of range reads as void
       each(i, expert, __match_any_sync(kAllLanes, expert));
       __syncwarp(); // the next 32 may count the same expert from another lane
     }
@@ -34,7 +35,7 @@ __device__ bool is_lowest(unsigned group) {
   return (group & ((1u << lane_id()) - 1)) == 0;
 }
 
-__global__ void __launch_bounds__(kThreads) count_kernel(RouteGridArgs a, int64_t tile) {
+__global__ void __launch_bounds__(kThreads) count_kernel(PlanArgs a, int64_t tile) {
   const TileWarp warp(a, tile);
   warp.for_each(a, [&](int64_t, int expert, unsigned group) {
     if (expert >= 0 && is_lowest(group))
@@ -43,37 +44,37 @@ __global__ void __launch_bounds__(kThreads) count_kernel(RouteGridArgs a, int64_
 }
 
 // Counters become the number of the expert's assignments in earlier tiles. A thread an expert.
-__global__ void __launch_bounds__(kThreads) scan_tiles_kernel(RouteGridArgs a, int64_t tiles) {
+__global__ void __launch_bounds__(kThreads) scan_tiles_kernel(PlanArgs a, int64_t tiles) {
   const int64_t expert = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (expert >= a.grid.experts)
+  if (expert >= a.experts)
     return;
   int32_t total = 0;
   for (int64_t first = 0; first < tiles; first += kScanTiles) {
     int32_t count[kScanTiles];
 #pragma unroll
     for (int i = 0; i < kScanTiles; ++i)
-      count[i] = first + i < tiles ? a.tile_count[(first + i) * a.grid.experts + expert] : 0;
+      count[i] = first + i < tiles ? a.tile_count[(first + i) * a.experts + expert] : 0;
 #pragma unroll
     for (int i = 0; i < kScanTiles; ++i) {
       if (first + i < tiles)
-        a.tile_count[(first + i) * a.grid.experts + expert] = total;
+        a.tile_count[(first + i) * a.experts + expert] = total;
       total += count[i];
     }
   }
   a.count[expert] = total;
 }
 
-__device__ int32_t kept_rows(const RouteGridArgs& a, int64_t expert) {
+__device__ int32_t kept_rows(const PlanArgs& a, int64_t expert) {
   const int64_t kept =
       a.capacity == 0 ? a.count[expert] : min(static_cast<int64_t>(a.count[expert]), a.capacity);
   return static_cast<int32_t>((kept + a.align - 1) / a.align * a.align);
 }
 
 // One block: each thread sums a range of experts, the sums are scanned in shared memory.
-__global__ void __launch_bounds__(kScanThreads) offset_kernel(RouteGridArgs a) {
+__global__ void __launch_bounds__(kScanThreads) offset_kernel(PlanArgs a) {
   const int thread = static_cast<int>(threadIdx.x);
-  const int64_t range = (a.grid.experts + kScanThreads - 1) / kScanThreads;
-  const int64_t begin = thread * range, end = min(begin + range, a.grid.experts);
+  const int64_t range = (a.experts + kScanThreads - 1) / kScanThreads;
+  const int64_t begin = thread * range, end = min(begin + range, a.experts);
   int32_t total = 0;
   for (int64_t e = begin; e < end; ++e)
     total += kept_rows(a, e);
@@ -92,10 +93,10 @@ __global__ void __launch_bounds__(kScanThreads) offset_kernel(RouteGridArgs a) {
     next += kept_rows(a, e);
   }
   if (thread == kScanThreads - 1)
-    a.offset[a.grid.experts] = sums[thread];
+    a.offset[a.experts] = sums[thread];
 }
 
-__global__ void __launch_bounds__(kThreads) rank_kernel(RouteGridArgs a, int64_t tile) {
+__global__ void __launch_bounds__(kThreads) rank_kernel(PlanArgs a, int64_t tile) {
   const TileWarp warp(a, tile);
   warp.for_each(a, [&](int64_t i, int expert, unsigned group) {
     const int32_t earlier = expert >= 0 ? warp.counter[expert] : 0;
@@ -111,13 +112,13 @@ __global__ void __launch_bounds__(kThreads) rank_kernel(RouteGridArgs a, int64_t
 
 } // namespace
 
-const char* route_plan(const RouteGridArgs& a, cudaStream_t stream) {
-  const int64_t assignments = a.tokens * a.k;
-  const int64_t tile = rank_tile(assignments, a.grid.experts),
-                tiles = rank_tiles(assignments, a.grid.experts);
+const char* plan(const PlanArgs& a, void* stream_pointer) {
+  const auto stream = static_cast<cudaStream_t>(stream_pointer);
+  const int64_t tile = rank_tile(a.assignments, a.experts),
+                tiles = rank_tiles(a.assignments, a.experts);
   const unsigned tile_blocks = blocks_for(tiles, kThreads / kWarp);
   if (tiles > 0) {
-    const auto bytes = static_cast<size_t>(tiles * a.grid.experts) * sizeof(int32_t);
+    const auto bytes = static_cast<size_t>(tiles * a.experts) * sizeof(int32_t);
     const cudaError_t error = cudaMemsetAsync(a.tile_count, 0, bytes, stream);
     if (error != cudaSuccess)
       return cudaGetErrorString(error);
@@ -125,7 +126,7 @@ const char* route_plan(const RouteGridArgs& a, cudaStream_t stream) {
     if (const char* message = launch_error())
       return message;
   }
-  scan_tiles_kernel<<<blocks_for(a.grid.experts, kThreads), kThreads, 0, stream>>>(a, tiles);
+  scan_tiles_kernel<<<blocks_for(a.experts, kThreads), kThreads, 0, stream>>>(a, tiles);
   if (const char* message = launch_error())
     return message;
   offset_kernel<<<1, kScanThreads, 0, stream>>>(a);
