@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kThreads) grad_kernel(RouteBackwardArgs a) {
   float total = 0.0f;
   for (int64_t j = token * a.choices; a.grad_score != nullptr && j < (token + 1) * a.choices; ++j) {
     const int expert = a.index[j];
-    if (expert >= 0 && expert / where.after % where.size == where.at)
+    if (expert >= 0 && expert < a.grid.experts && expert / where.after % where.size == where.at)
       total += static_cast<const float*>(a.grad_score)[j];
   }
   if (a.grad_lse != nullptr || a.grad_stats != nullptr)
