@@ -1,3 +1,5 @@
+#undef _FORTIFY_SOURCE // its longjmp refuses to go from one stack to another
+
 #include "cuda_emulation/emulator.hpp"
 
 #include <ucontext.h>
@@ -16,9 +18,8 @@
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
-#define LAH_FIBER_ANNOTATIONS 1
 #else
-#define LAH_FIBER_ANNOTATIONS 0
+#include <csetjmp>
 #endif
 
 namespace lah::cuda_emulation {
@@ -28,38 +29,53 @@ struct Thread;
 
 // A stack, which runs one thread after the other.
 struct Fiber {
+  bool started = false;
   ucontext_t context{};
   std::unique_ptr<char[]> memory;
   const void* stack = nullptr;
   size_t stack_bytes = 0;
-  void* fake_stack = nullptr; // AddressSanitizer's
+#if defined(__SANITIZE_ADDRESS__)
+  void* fake_stack = nullptr;
+#else
+  std::jmp_buf jump{};
+#endif
   Thread* thread = nullptr;
 };
 constexpr size_t kStackBytes = 128 << 10;
 
 thread_local std::mt19937 random_bits{1};
 thread_local Fiber main_fiber;
-thread_local Fiber *left = nullptr, *entered = nullptr; // by the last switch
+thread_local Fiber* entered = nullptr; // by the last switch
 thread_local std::vector<std::unique_ptr<Fiber>> fibers;
 thread_local std::vector<Fiber*> idle_fibers;
 
-void after_switch(Fiber& self) {
-#if LAH_FIBER_ANNOTATIONS
-  __sanitizer_finish_switch_fiber(self.fake_stack, &left->stack, &left->stack_bytes);
-#else
-  (void)self;
-#endif
-}
+#if defined(__SANITIZE_ADDRESS__)
+thread_local Fiber* left = nullptr;
 
+void after_switch(Fiber& self) {
+  __sanitizer_finish_switch_fiber(self.fake_stack, &left->stack, &left->stack_bytes);
+}
 void switch_fiber(Fiber& from, Fiber& to) {
   left = &from;
   entered = &to;
-#if LAH_FIBER_ANNOTATIONS
   __sanitizer_start_switch_fiber(&from.fake_stack, to.stack, to.stack_bytes);
-#endif
   swapcontext(&from.context, &to.context);
   after_switch(from);
 }
+#else
+void after_switch(Fiber& self) {
+  self.started = true;
+}
+// swapcontext makes a system call: it serves for the first entry alone.
+void switch_fiber(Fiber& from, Fiber& to) {
+  entered = &to;
+  if (_setjmp(from.jump) != 0)
+    return;
+  if (to.started)
+    _longjmp(to.jump, 1);
+  swapcontext(&from.context, &to.context);
+}
+#endif
 
 void run_threads();
 
@@ -365,6 +381,7 @@ void seed(uint32_t value) {
 }
 
 std::string run(const Shape& shape, const std::function<void()>& thread) {
+  main_fiber.started = true;
   Launch running(shape, thread);
   launch = &running;
   Thread* first = running.next();
