@@ -171,6 +171,8 @@ void route_axis_tokens(const RouteArgs& args, Scalar dtype, int64_t begin, int64
 void route_plan(const RouteGridArgs& args, Scalar dtype);
 void plan(const PlanArgs& args);
 void route_backward(const RouteBackwardArgs& args, Scalar dtype, int64_t begin, int64_t end);
+void route_axis_backward(const RouteBackwardArgs& args, Scalar dtype, int64_t begin,
+                         int64_t end); // Score::sigmoid
 // first over tokens, then over rows
 void dispatch(const DispatchArgs& args, int64_t begin, int64_t end);
 void clear_unowned(void* rows, const int32_t* source, int64_t row_bytes, int64_t begin,
