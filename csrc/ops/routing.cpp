@@ -192,9 +192,6 @@ Tensor route_backward_op(MaybeTensor grad_score, MaybeTensor grad_lse, MaybeTens
     check_grad("lse", lse, {tokens});
 
   Tensor grad_logits = new_empty(logits, {tokens, grid.logits}, logits.scalar_type());
-  Tensor slope =
-      new_empty(logits, {grad_stats && logits.is_cuda() ? tokens : 0}, logits.scalar_type());
-  Tensor affinity = new_empty(slope, {sigmoid ? slope.size(0) : 0});
   const RouteBackwardArgs args{.grid = grid,
                                .grad_score = data_or_null(grad_score),
                                .grad_lse = data_or_null(grad_lse),
@@ -205,12 +202,13 @@ Tensor route_backward_op(MaybeTensor grad_score, MaybeTensor grad_lse, MaybeTens
                                .lse = lse.const_data_ptr(),
                                .tokens = tokens,
                                .choices = index.size(1),
-                               .grad_logits = grad_logits.mutable_data_ptr(),
-                               .slope = slope.mutable_data_ptr(),
-                               .affinity = affinity.mutable_data_ptr(),
-                               .score = check_score(op, score)};
+                               .grad_logits = grad_logits.mutable_data_ptr()};
   run(
-      op, logits, [&](auto stream) { return cuda::route_backward(args, stream); },
+      op, logits,
+      [&](auto stream) {
+        return sigmoid ? cuda::route_axis_backward(args, stream)
+                       : cuda::route_backward(args, stream);
+      },
       [&] {
         const Scalar dtype = scalar_of(op, "logits", logits);
         parallel_for(0, tokens, kTokenTile, [&](int64_t begin, int64_t end) {
