@@ -17,8 +17,7 @@ public:
 
   explicit AxisScores(const RouteArgs& a)
       : usable(padded(a.axis.grid.experts), kVoid<real>), key(usable.size(), kVoid<real>), args_(a),
-        experts_(a.axis.grid.experts), dead_(experts_, real{0}),
-        group_(padded(kMaxGroups), kVoid<real>), group_order_(kMaxGroups) {
+        experts_(a.axis.grid.experts), dead_(experts_, real{0}) {
     for (int64_t e = 0; e < experts_; ++e)
       if (!is_alive(a.axis.alive, e))
         dead_[e] = kVoid<real>;
@@ -46,6 +45,7 @@ private:
   // A group is as good as the sum of its two best keys (DeepSeek-V3); void if it has none.
   LAH_INLINE void keep_best_groups() {
     const int64_t size = experts_ / args_.groups;
+    real value[kMaxGroups];
     for (int64_t g = 0; g < args_.groups; ++g) {
       real first = kVoid<real>, second = kVoid<real>;
       for (int64_t e = g * size; e < (g + 1) * size; ++e) {
@@ -53,13 +53,18 @@ private:
         second = x > first ? first : (x > second ? x : second);
         first = x > first ? x : first;
       }
-      group_[g] = second == kVoid<real> ? first : first + second;
+      value[g] = second == kVoid<real> ? first : first + second;
     }
     bool kept[kMaxGroups] = {};
-    group_order_.start(group_.data(), args_.groups);
-    for (int64_t i = 0; i < args_.top_groups; ++i)
-      if (const Scored<real> best = group_order_.pop(); best.id >= 0)
-        kept[best.id] = true;
+    for (int64_t i = 0; i < args_.top_groups; ++i) {
+      int64_t best = -1;
+      for (int64_t g = 0; g < args_.groups; ++g)
+        if (!kept[g] && value[g] > (best < 0 ? kVoid<real> : value[best]))
+          best = g;
+      if (best < 0)
+        break;
+      kept[best] = true;
+    }
     for (int64_t g = 0; g < args_.groups; ++g)
       if (!kept[g])
         for (int64_t e = g * size; e < (g + 1) * size; ++e)
@@ -68,8 +73,7 @@ private:
 
   const RouteArgs& args_;
   const int64_t experts_;
-  Array<real> dead_, group_; // dead: 0 or -infinity
-  Tournament<real> group_order_;
+  Array<real> dead_; // 0 or -infinity
 };
 
 // The sum of a token's sigmoids, in float64; leaves the sigmoids themselves, 0 where void.
