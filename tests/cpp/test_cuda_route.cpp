@@ -20,10 +20,11 @@ Grid make_grid(std::initializer_list<int64_t> sizes) {
 
 Grid random_grid(Random& random) {
   static const Grid kGrids[] = {
-      make_grid({1}),          make_grid({2}),          make_grid({31}),       make_grid({32}),
-      make_grid({33}),         make_grid({300}),        make_grid({1, 1}),     make_grid({2, 3}),
-      make_grid({33, 9}),      make_grid({9, 33}),      make_grid({16, 16}),   make_grid({1, 40, 2}),
-      make_grid({3, 4, 5}),    make_grid({7, 1, 43}),   make_grid({2, 3, 4, 5}),
+      make_grid({1}),          make_grid({2}),        make_grid({31}),
+      make_grid({32}),         make_grid({33}),       make_grid({300}),
+      make_grid({1, 1}),       make_grid({2, 3}),     make_grid({33, 9}),
+      make_grid({9, 33}),      make_grid({16, 16}),   make_grid({1, 40, 2}),
+      make_grid({3, 4, 5}),    make_grid({7, 1, 43}), make_grid({2, 3, 4, 5}),
       make_grid({5, 2, 1, 31})};
   return one_of(random, kGrids);
 }
@@ -42,8 +43,7 @@ struct RouteInput {
         capacity(random.any_of<int64_t>({0, 0, 1, 4})), align(random.any_of<int64_t>({1, 1, 8})),
         logits(random.normals<float>(tokens * grid.logits)), alive((grid.experts + 31) / 32),
         some_dead(random.chance(0.6)), with_lse(random.chance(0.7)),
-        with_stats(with_lse && random.chance(0.7)),
-        special(random.any_of({0.0, 0.0, 0.02, 0.5})) {
+        with_stats(with_lse && random.chance(0.7)), special(random.any_of({0.0, 0.0, 0.02, 0.5})) {
     fill_logits(random);
     const double share = random.any_of({0.0, 0.05, 0.5, 0.95});
     for (int32_t& word : alive) {
@@ -79,24 +79,23 @@ struct RouteOutput {
       : index(in.tokens * in.k, before), rank(in.tokens * in.k, before),
         offset(in.grid.experts + 1, before), count(in.grid.experts, before),
         score(in.tokens * in.k, before), lse(in.with_lse ? in.tokens : 0, before),
-        stats(in.with_stats ? 2 * in.grid.experts : 0, before),
-        args{.grid = in.grid,
-             .logits = in.logits.data(),
-             .alive = in.alive_bits(),
-             .tokens = in.tokens,
-             .k = in.k,
-             .beam = in.beam,
-             .capacity = in.capacity,
-             .align = in.align,
-             .index = index.data(),
-             .rank = rank.data(),
-             .offset = offset.data(),
-             .count = count.data(),
-             .score = score.data(),
-             .lse = lse.data(),
-             .stats = stats.data(),
-             .tile_count = nullptr,
-             .tile_probability = nullptr},
+        stats(in.with_stats ? 2 * in.grid.experts : 0, before), args{.grid = in.grid,
+                                                                     .logits = in.logits.data(),
+                                                                     .alive = in.alive_bits(),
+                                                                     .tokens = in.tokens,
+                                                                     .k = in.k,
+                                                                     .beam = in.beam,
+                                                                     .capacity = in.capacity,
+                                                                     .align = in.align,
+                                                                     .index = index.data(),
+                                                                     .rank = rank.data(),
+                                                                     .offset = offset.data(),
+                                                                     .count = count.data(),
+                                                                     .score = score.data(),
+                                                                     .lse = lse.data(),
+                                                                     .stats = stats.data(),
+                                                                     .tile_count = nullptr,
+                                                                     .tile_probability = nullptr},
         tile_count(rank_tiles(in.tokens * in.k, in.grid.experts) * in.grid.experts, before),
         tile_probability(in.with_stats ? stats_tiles(in.tokens) * in.grid.experts : 0, before) {
     args.tile_count = tile_count.data();
@@ -186,20 +185,18 @@ TEST(CudaRouteBackward, NearCpu) {
                grad_stats = random.normals<float>(2 * in.grid.experts);
     const bool with_score = random.chance(0.8);
     Guarded<float> got(in.logits.size()), want(in.logits.size(), kOtherBefore);
-    Guarded<float> slope(in.with_stats ? in.tokens : 0);
-    RouteBackwardArgs args{
-        .grid = in.grid,
-        .grad_score = with_score ? grad_score.data() : nullptr,
-        .grad_lse = in.with_lse && random.chance(0.8) ? grad_lse.data() : nullptr,
-        .grad_stats = in.with_stats ? grad_stats.data() : nullptr,
-        .logits = in.logits.data(),
-        .index = routed.index.data(),
-        .alive = in.alive_bits(),
-        .lse = routed.lse.data(),
-        .tokens = in.tokens,
-        .choices = in.k,
-        .grad_logits = want.data(),
-        .slope = slope.data()};
+    RouteBackwardArgs args{.grid = in.grid,
+                           .grad_score = with_score ? grad_score.data() : nullptr,
+                           .grad_lse =
+                               in.with_lse && random.chance(0.8) ? grad_lse.data() : nullptr,
+                           .grad_stats = in.with_stats ? grad_stats.data() : nullptr,
+                           .logits = in.logits.data(),
+                           .index = routed.index.data(),
+                           .alive = in.alive_bits(),
+                           .lse = routed.lse.data(),
+                           .tokens = in.tokens,
+                           .choices = in.k,
+                           .grad_logits = want.data()};
     cpu::route_backward(args, Scalar::f32, 0, in.tokens);
     args.grad_logits = got.data();
     EXPECT_STREQ(cuda::route_backward(args, nullptr), nullptr);

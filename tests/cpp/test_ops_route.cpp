@@ -310,8 +310,7 @@ template <class real> struct RouteGradient {
                                  .lse = lse.data(),
                                  .tokens = c.tokens,
                                  .choices = c.k,
-                                 .grad_logits = grad.data(),
-                                 .slope = nullptr};
+                                 .grad_logits = grad.data()};
     over(split, c.tokens,
          [&](auto begin, auto end) { cpu::route_backward(args, kScalar<real>, begin, end); });
     return grad;
