@@ -9,8 +9,19 @@ from .activation import swiglu
 from .grouped import grouped_mm
 from .library import load
 from .movement import combine, dispatch
+from .quantized import dequantize, dispatch_quantized
 from .routing import Route, alive_bitmap, route_grid
 
-__all__ = ["Route", "alive_bitmap", "combine", "dispatch", "grouped_mm", "route_grid", "swiglu"]
+__all__ = [
+    "Route",
+    "alive_bitmap",
+    "combine",
+    "dequantize",
+    "dispatch",
+    "dispatch_quantized",
+    "grouped_mm",
+    "route_grid",
+    "swiglu",
+]
 
 _library = load()  # the ops are defined as long as this lives
