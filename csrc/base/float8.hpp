@@ -6,13 +6,9 @@
 
 namespace lah {
 
-struct Float8 {
-  uint8_t bits;
-};
-
-LAH_INLINE float widen(Float8 x) { // without subnormal floats, which are slow or flushed
-  const uint32_t sign = uint32_t{x.bits & 0x80u} << 24;
-  const uint32_t magnitude = x.bits & 0x7fu;
+// The code in the low 8 of 32 bits: loops that also change the width of values do not vectorise.
+LAH_INLINE float float_of_e4m3(uint32_t code) { // without subnormals, which are slow or flushed
+  const uint32_t sign = (code & 0x80u) << 24, magnitude = code & 0x7fu;
   const uint32_t normal = (magnitude << 20) + (120u << 23);
   const float subnormal = std::bit_cast<float>(normal + (1u << 23)) - 0x1p-6f;
   const uint32_t finite = magnitude < 8u ? std::bit_cast<uint32_t>(subnormal) : normal;
@@ -20,15 +16,14 @@ LAH_INLINE float widen(Float8 x) { // without subnormal floats, which are slow o
 }
 
 // Rounds to nearest even. What is larger than 448, infinity included, becomes 448; NaN stays NaN.
-template <> LAH_INLINE Float8 narrow<Float8>(float x) {
+LAH_INLINE uint32_t e4m3_of_float(float x) {
   const uint32_t u = std::bit_cast<uint32_t>(x), magnitude = u & 0x7fffffffu;
   const uint32_t normal = (magnitude - (120u << 23) + 0x7ffffu + ((magnitude >> 20) & 1u)) >> 20;
   const uint32_t subnormal = // the unit of 2^14 is the least subnormal, 2^-9
       std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0x1p14f) - 0x46800000u;
   const uint32_t finite = magnitude < 0x3c800000u ? subnormal : normal;
   const uint32_t special = magnitude > 0x7f800000u ? 0x7fu : 0x7eu;
-  const uint32_t code = magnitude >= 0x43e00000u ? special : finite;
-  return {static_cast<uint8_t>((u >> 24 & 0x80u) | code)};
+  return (u >> 24 & 0x80u) | (magnitude >= 0x43e00000u ? special : finite);
 }
 
 } // namespace lah

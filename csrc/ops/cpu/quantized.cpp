@@ -9,21 +9,24 @@ namespace {
 
 constexpr int64_t kChunk = 4 * kLanes; // elements that are computed before they are narrowed
 
-// An integer as wide as the float.
-template <class scalar>
-using bits_of = std::conditional_t<sizeof(scalar) == 8, int64_t,
-                                   std::conditional_t<sizeof(scalar) == 4, int32_t, int16_t>>;
+// The bits of |x|. By reference, as loops that copy a struct of 16 bits do not vectorise.
+LAH_INLINE int32_t magnitude(const float& x) {
+  return std::bit_cast<int32_t>(x) & std::numeric_limits<int32_t>::max();
+}
+LAH_INLINE int64_t magnitude(const double& x) {
+  return std::bit_cast<int64_t>(x) & std::numeric_limits<int64_t>::max();
+}
+template <class half> LAH_INLINE int16_t magnitude(const half& x) {
+  return static_cast<int16_t>(x.bits & 0x7fff);
+}
 
 // Magnitudes are ordered as their bits are, with NaN above infinity: integers find the largest,
 // lose no NaN, and may be compared in any order.
 template <class scalar> LAH_INLINE float absmax(const scalar* x, int64_t n) {
-  using bits = bits_of<scalar>;
+  using bits = decltype(magnitude(*x));
   bits largest = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const auto magnitude =
-        static_cast<bits>(std::bit_cast<bits>(x[i]) & std::numeric_limits<bits>::max());
-    largest = magnitude > largest ? magnitude : largest;
-  }
+  for (int64_t i = 0; i < n; ++i)
+    largest = std::max(largest, magnitude(x[i]));
   return static_cast<float>(widen(std::bit_cast<scalar>(largest)));
 }
 
@@ -43,32 +46,41 @@ LAH_INLINE Scale scale_of(float absmax, float largest) {
   return {scale, 1.0f / scale};
 }
 
-// What rows are made of, and how. What is narrowed was scaled: it is kLargest at most, or little
+// What rows are made of, and how: in one pass over 32-bit values, one to or from the rows, as loops
+// that also narrow do not vectorise. What is encoded was scaled: it is kLargest at most, or little
 // more.
 struct Int8 {
   using type = int8_t;
+  using wide = int32_t;
   static constexpr float kLargest = 127.0f;
-  static LAH_INLINE int8_t narrow(float x) { // adding 1.5 * 2^23 rounds to the nearest even integer
-    return static_cast<int8_t>(std::bit_cast<int32_t>(x + 12582912.0f) & 0xff);
+  static LAH_INLINE wide encode(float x) { // adding 1.5 * 2^23 rounds to the nearest even integer
+    return std::bit_cast<int32_t>(x + 12582912.0f);
   }
-  static LAH_INLINE float widen(int8_t x) { return static_cast<float>(x); }
+  static LAH_INLINE float decode(wide x) { return static_cast<float>(x); }
 };
-template <class scalar, int largest> struct Float {
-  using type = scalar;
-  static constexpr float kLargest = largest;
-  static LAH_INLINE scalar narrow(float x) { return lah::narrow<scalar>(x); }
-  static LAH_INLINE float widen(scalar x) { return lah::widen(x); }
+struct E4m3 {
+  using type = uint8_t;
+  using wide = uint32_t;
+  static constexpr float kLargest = 448.0f;
+  static LAH_INLINE wide encode(float x) { return e4m3_of_float(x); }
+  static LAH_INLINE float decode(wide x) { return float_of_e4m3(x); }
+};
+struct Bf16 { // never scaled
+  using type = uint16_t;
+  using wide = uint32_t;
+  static constexpr float kLargest = 1.0f;
+  static LAH_INLINE wide encode(float x) { return narrow<BFloat16>(x).bits; }
+  static LAH_INLINE float decode(wide x) { return std::bit_cast<float>(x << 16); }
 };
 
-// Loops that also narrow do not vectorise, so that comes after, here and below.
 template <class code, class scalar>
 LAH_INLINE void quantize_chunk(const scalar* x, float inverse, typename code::type* out,
                                int64_t n) {
-  float value[kChunk];
+  typename code::wide value[kChunk];
   for (int64_t i = 0; i < n; ++i)
-    value[i] = static_cast<float>(widen(x[i])) * inverse;
+    value[i] = code::encode(static_cast<float>(widen(x[i])) * inverse);
   for (int64_t i = 0; i < n; ++i)
-    out[i] = code::narrow(value[i]);
+    out[i] = static_cast<typename code::type>(value[i]);
 }
 
 template <class code, class scalar>
@@ -129,7 +141,7 @@ LAH_INLINE void dequantize_chunk(const typename code::type* row, float scale, sc
                                  int64_t n) {
   float value[kChunk];
   for (int64_t i = 0; i < n; ++i)
-    value[i] = code::widen(row[i]) * scale;
+    value[i] = code::decode(row[i]) * scale;
   for (int64_t i = 0; i < n; ++i)
     out[i] = narrow<scalar>(value[i]);
 }
@@ -169,9 +181,9 @@ template <class Function> void with_code(Quantized quantized, const Function& f)
   case Quantized::int8:
     return f(Int8{});
   case Quantized::e4m3:
-    return f(Float<Float8, 448>{});
+    return f(E4m3{});
   case Quantized::bf16:
-    return f(Float<BFloat16, 1>{}); // never scaled
+    return f(Bf16{});
   }
 }
 
