@@ -1,7 +1,7 @@
 """Dispatch in 8 bits and back beside the same in eager torch: T=4096, k=8, H=1024, float32 and bfloat16 tokens.
 
-Eager quantizes (absmax, divide, round, cast) the rows, after index_select, as a layer does that dispatches floats; or the
-tokens before it, which is less work. How it is measured: see `benchmarks/eager.py`.
+Eager quantizes (absmax, divide, round, cast) the rows, after index_select, as a layer does that dispatches floats; or
+the tokens before it, which is less work. How it is measured: see `benchmarks/eager.py`.
 """
 
 from __future__ import annotations
