@@ -44,16 +44,20 @@ def keep_pages(module: str) -> None:
 
 
 def beside_eager(
-    title: str, pairs: Mapping[str, Pair | tuple[Work, Work, float | None]], options: Options, repeats: int = 5
+    title: str,
+    pairs: Mapping[str, Pair | tuple[Work, Work, float | None]],
+    options: Options,
+    repeats: int = 5,
+    compiling: bool = True,
 ) -> None:
     """Time every pair and print the table, in milliseconds: the best of so many repeats in every round."""
     source, target = torch.randn(2, COPIED)
-    missing = compiler_missing()
+    missing = compiler_missing() if compiling else None
     results: list[Row] = []
     for name, pair in pairs.items():
         ours, eager, nbytes, others, compiled = Pair(*pair)
         works = {OURS: ours, EAGER: eager}
-        if missing is None:
+        if compiling and missing is None:
             works |= compiled_work(name, eager, compiled)
         works |= others
         for work in works.values():
