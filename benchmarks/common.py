@@ -184,6 +184,13 @@ def table_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return ["", "ours", *peers, *(["bound"] if bounded else [])], list(lines.values())
 
 
+def table_lines(rows: Sequence[Row]) -> list[str]:
+    """The same in Markdown."""
+    header, lines = table_cells(rows)
+    ruler = ["---", *["--:"] * (len(header) - 1)]
+    return ["|" + "|".join(line) + "|" for line in (header, ruler, *lines)]
+
+
 def number(value: float | None) -> str:
     """Three significant digits."""
     if value is None:
