@@ -42,6 +42,32 @@ private:
   std::unique_ptr<real[]> data_;
 };
 
+// logsumexp of an array that is padded with void; 0 if all are void. Partial sums of kPart terms
+// keep float32's error small for 64k experts.
+template <class real> LAH_INLINE real log_sum_exp(const Array<real>& score) {
+  constexpr int64_t kPart = 1024;
+  const auto n = score.size();
+  real lanes[kLanes];
+  for (int64_t l = 0; l < kLanes; ++l)
+    lanes[l] = kVoid<real>;
+  for (int64_t e = 0; e < n; e += kLanes)
+    for (int64_t l = 0; l < kLanes; ++l)
+      lanes[l] = score[e + l] > lanes[l] ? score[e + l] : lanes[l];
+  const real largest = fold_max(lanes);
+  if (largest == kVoid<real>)
+    return 0;
+  double total = 0;
+  for (int64_t part = 0; part < n; part += kPart) {
+    for (int64_t l = 0; l < kLanes; ++l)
+      lanes[l] = 0;
+    for (int64_t e = part; e < n && e < part + kPart; e += kLanes)
+      for (int64_t l = 0; l < kLanes; ++l)
+        lanes[l] += exp_negative(score[e + l] - largest);
+    total += fold_sum(lanes);
+  }
+  return largest + static_cast<real>(std::log(total));
+}
+
 // Arrays are padded with void to a multiple of kLanes. Void and dead are -infinity, so that one
 // addition masks the dead.
 template <class real> struct GridScores {

@@ -1,92 +1,8 @@
-// Exact top-k of a product grid, ranks and statistics.
-#include "ops/cpu/grid_scores.h"
+// Exact top-k of a product grid, and its gradient.
+#include "ops/cpu/best.h"
 
 namespace lah::ops::cpu {
 namespace {
-
-template <class real> struct Scored {
-  real score;
-  int64_t id;
-};
-
-// Takes the values of an array from best to worst, ties by position: one maximum per block of
-// kLanes is kept, and only the block that lost its best is read again.
-template <class real> class Tournament {
-public:
-  explicit Tournament(int64_t capacity) : best_(padded(padded(capacity) / kLanes), kVoid<real>) {}
-
-  LAH_INLINE void start(real* values, int64_t count) {
-    values_ = values;
-    blocks_ = padded(count) / kLanes;
-    for (int64_t b = 0; b < blocks_; ++b)
-      best_[b] = block_max(b);
-  }
-
-  // The best value that is left, which is removed; void when none is.
-  LAH_INLINE Scored<real> pop() {
-    real lanes[kLanes];
-    for (int64_t l = 0; l < kLanes; ++l)
-      lanes[l] = best_[l];
-    for (int64_t b = kLanes; b < blocks_; b += kLanes)
-      for (int64_t l = 0; l < kLanes; ++l)
-        lanes[l] = best_[b + l] > lanes[l] ? best_[b + l] : lanes[l];
-    const real best = fold_max(lanes);
-    if (best == kVoid<real>)
-      return {best, -1};
-    int64_t block = 0;
-    while (best_[block] != best)
-      ++block;
-    int64_t at = block * kLanes;
-    while (values_[at] != best)
-      ++at;
-    values_[at] = kVoid<real>;
-    best_[block] = block_max(block);
-    return {best, at};
-  }
-
-private:
-  LAH_INLINE real block_max(int64_t block) const {
-    real lanes[kLanes];
-    for (int64_t l = 0; l < kLanes; ++l)
-      lanes[l] = values_[block * kLanes + l];
-    return fold_max(lanes);
-  }
-
-  real* values_ = nullptr;
-  int64_t blocks_ = 0;
-  Array<real> best_; // padded with void
-};
-
-// The k best of what was offered, by (score descending, id ascending).
-template <class real> class Best {
-public:
-  explicit Best(int64_t k) : k_(k) { clear(); }
-
-  LAH_INLINE void clear() {
-    for (int64_t j = 0; j < k_; ++j)
-      entry_[j] = {kVoid<real>, -1};
-  }
-  LAH_INLINE int64_t last() const { return k_ - 1; }
-  LAH_INLINE real worst() const { return entry_[k_ - 1].score; }
-  LAH_INLINE void offer(real score, int64_t id) {
-    if (!before(score, id, entry_[k_ - 1]))
-      return;
-    int64_t j = k_ - 1;
-    for (; j > 0 && before(score, id, entry_[j - 1]); --j)
-      entry_[j] = entry_[j - 1];
-    entry_[j] = {score, id};
-  }
-  LAH_INLINE void set(int64_t j, Scored<real> entry) { entry_[j] = entry; }
-  LAH_INLINE int64_t id(int64_t j) const { return entry_[j].id; }
-
-private:
-  LAH_INLINE static bool before(real score, int64_t id, const Scored<real>& other) {
-    return score > other.score || (score == other.score && id < other.id);
-  }
-
-  const int64_t k_;
-  Scored<real> entry_[kMaxChoices];
-};
 
 // Offers every usable expert of row r whose score reaches the worst of the k best.
 template <class real>
@@ -169,32 +85,6 @@ template <class real> LAH_INLINE real score_of(const Grid& grid, const real* log
   return score;
 }
 
-// logsumexp of scores.sum; 0 if all are void. Partial sums of kPart terms keep float32's error
-// small for 64k experts.
-template <class real> LAH_INLINE real log_sum_exp(const GridScores<real>& scores) {
-  constexpr int64_t kPart = 1024;
-  const auto n = scores.sum.size();
-  real lanes[kLanes];
-  for (int64_t l = 0; l < kLanes; ++l)
-    lanes[l] = kVoid<real>;
-  for (int64_t e = 0; e < n; e += kLanes)
-    for (int64_t l = 0; l < kLanes; ++l)
-      lanes[l] = scores.sum[e + l] > lanes[l] ? scores.sum[e + l] : lanes[l];
-  const real largest = fold_max(lanes);
-  if (largest == kVoid<real>)
-    return 0;
-  double total = 0;
-  for (int64_t part = 0; part < n; part += kPart) {
-    for (int64_t l = 0; l < kLanes; ++l)
-      lanes[l] = 0;
-    for (int64_t e = part; e < n && e < part + kPart; e += kLanes)
-      for (int64_t l = 0; l < kLanes; ++l)
-        lanes[l] += exp_negative(scores.sum[e + l] - largest);
-    total += fold_sum(lanes);
-  }
-  return largest + static_cast<real>(std::log(total));
-}
-
 template <class real>
 LAH_MULTIVERSION void route_range(const RouteGridArgs& a, int64_t begin, int64_t end) {
   GridScores<real> scores(a.grid, a.alive);
@@ -210,7 +100,7 @@ LAH_MULTIVERSION void route_range(const RouteGridArgs& a, int64_t begin, int64_t
     scores.load(logits);
     if (a.lse != nullptr) {
       scores.fill_sum();
-      const real lse = log_sum_exp(scores);
+      const real lse = log_sum_exp(scores.sum);
       static_cast<real*>(a.lse)[t] = lse;
       for (int64_t e = 0; probability != nullptr && e < a.grid.experts; ++e)
         probability[e] += exp_negative(scores.sum[e] - lse);
@@ -224,19 +114,6 @@ LAH_MULTIVERSION void route_range(const RouteGridArgs& a, int64_t begin, int64_t
       a.index[t * a.k + j] = static_cast<int32_t>(id);
       static_cast<real*>(a.score)[t * a.k + j] = id < 0 ? real{0} : score_of(a.grid, logits, id);
     }
-  }
-}
-
-// mean over tokens of the softmax; the tiles are added in order
-template <class real> void finish_stats(const RouteGridArgs& a) {
-  auto* stats = static_cast<real*>(a.stats);
-  const auto* tile = static_cast<const real*>(a.tile_probability);
-  for (int64_t e = 0; e < a.grid.experts; ++e) {
-    stats[e] = static_cast<real>(a.count[e]);
-    real total = 0;
-    for (int64_t i = 0; i < stats_tiles(a.tokens); ++i)
-      total += tile[i * a.grid.experts + e];
-    stats[a.grid.experts + e] = a.tokens == 0 ? real{0} : total / static_cast<real>(a.tokens);
   }
 }
 
@@ -302,29 +179,6 @@ LAH_MULTIVERSION void route_backward_range(const RouteBackwardArgs& a, int64_t b
 void route_tokens(const RouteGridArgs& args, Scalar dtype, int64_t begin, int64_t end) {
   dtype == Scalar::f64 ? route_range<double>(args, begin, end)
                        : route_range<float>(args, begin, end);
-}
-
-// One thread, in token order: about a nanosecond an assignment, where a parallel histogram would
-// have to clear and scan one row of counters per tile.
-void route_plan(const RouteGridArgs& a, Scalar dtype) {
-  for (int64_t e = 0; e < a.grid.experts; ++e)
-    a.count[e] = 0;
-  const auto limit =
-      static_cast<int32_t>(a.capacity == 0 ? std::numeric_limits<int32_t>::max() : a.capacity);
-  for (int64_t i = 0; i < a.tokens * a.k; ++i) {
-    const int32_t rank = a.index[i] < 0 ? -1 : a.count[a.index[i]]++;
-    a.rank[i] = rank < limit ? rank : -1;
-  }
-  int64_t next = 0;
-  for (int64_t e = 0; e < a.grid.experts; ++e) {
-    a.offset[e] = static_cast<int32_t>(next);
-    const int32_t kept = a.count[e] < limit ? a.count[e] : limit;
-    next += (kept + a.align - 1) / a.align * a.align;
-  }
-  a.offset[a.grid.experts] = static_cast<int32_t>(next);
-  if (a.stats == nullptr)
-    return;
-  dtype == Scalar::f64 ? finish_stats<double>(a) : finish_stats<float>(a);
 }
 
 void route_backward(const RouteBackwardArgs& args, Scalar dtype, int64_t begin, int64_t end) {
