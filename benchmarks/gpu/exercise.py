@@ -15,14 +15,14 @@ from torch import Tensor
 from learning_at_home import ops
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
-EXACT = 4  # the first results of a mixture: index, rank, offset and source
+EXACT = 8  # the first results of a mixture: index, rank, offset, source, codes and their scales
 SHAPES = ((37, (9,), 3, {}), (130, (7, 9), 4, {"capacity": 9, "align": 8}), (65, (3, 4, 5), 8, {"beam": 3}))
 
 
 def mixture(
     device: str, dtype: torch.dtype, tokens: int, grid: tuple[int, ...], k: int, options: dict[str, Any]
 ) -> list[Tensor]:
-    """Route, dispatch, swiglu and combine with dead experts, lost rows and a residual, and all gradients."""
+    """Route, dispatch (also quantized), swiglu and combine: dead experts, lost rows, a residual, and all gradients."""
     generator = torch.Generator().manual_seed(tokens)
     experts = int(torch.tensor(grid).prod())
 
@@ -34,6 +34,12 @@ def mixture(
     route = ops.route_grid(logits, grid, k, alive=alive, want_stats=True, **options)
     plan = (route.index, route.rank, route.offset)
     rows, source = ops.dispatch(x, *plan, align=options.get("align", 1))
+    codes, restored = [], []
+    for packed, block in ((torch.int8, 0), (torch.float8_e4m3fn, 16), (torch.bfloat16, 0)):
+        layout = {"dtype": packed, "block": block, "align": options.get("align", 1)}
+        quantized, scale, _ = ops.dispatch_quantized(x.detach(), *plan, **layout)
+        codes += [quantized, scale] if packed != torch.bfloat16 else []
+        restored.append(ops.dequantize(quantized, scale, dtype=dtype, block=block))
     factor = normal(len(rows), kind=torch.float32)
     gated = ops.swiglu(rows, factor)
     ok = (torch.rand(len(rows), generator=generator) < 0.8).to(device) & (source >= 0)
@@ -44,7 +50,7 @@ def mixture(
     loss = route.lse.square().sum() + (route.stats[1] * torch.arange(experts, device=device)).sum()
     leaves = (logits, x, residual, factor)
     found = torch.autograd.grad([*outs, loss], leaves, [*grads, torch.ones_like(loss)])
-    return [*plan, source, route.score, route.lse, route.stats, *outs, *found]
+    return [*plan, source, *codes, *restored, route.score, route.lse, route.stats, *outs, *found]
 
 
 def differing(device: str) -> list[str]:
