@@ -122,9 +122,9 @@ TYPED_TEST(CudaCombine, Forward) {
 
 TYPED_TEST(CudaCombine, ForwardOfBrokenPlans) {
   for_seeds(40, [](Random& random) {
-    check_combine<TypeParam>(random, make_broken_plan(random, 33, one_of(random, kCudaChoices),
-                                                      one_of(random, kCudaExperts),
-                                                      random.chance(0.5)));
+    check_combine<TypeParam>(random,
+                             make_broken_plan(random, 33, one_of(random, kCudaChoices),
+                                              one_of(random, kCudaExperts), random.chance(0.5)));
   });
 }
 
