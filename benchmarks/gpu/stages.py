@@ -21,7 +21,6 @@ from benchmarks.gpu.clock import Clock, sets_for
 from benchmarks.gpu.launches import counted
 from benchmarks.ops import combine, dispatch, route_grid, swiglu
 from benchmarks.routed import Routed
-from learning_at_home import ops
 from learning_at_home.ops import schemas
 from learning_at_home.ops.library import has_kernel
 
@@ -156,13 +155,11 @@ def _flat(tokens: int, experts: int, k: int, clock: Clock) -> dict[str, Pair]:
         return best, index, route_grid.eager_plan(index, experts)
 
     nbytes = 4.0 * tokens * (experts + 3 * k)
-    name = f"T={tokens} E={experts} k={k}"
-    pairs = {
-        f"route_grid, {name}": Pair(lambda: torch.ops.learning_at_home.route_grid(logits, [experts], k), eager, nbytes)
+    raw, name = torch.ops.learning_at_home, f"T={tokens} E={experts} k={k}"
+    return {
+        f"route, {name}": Pair(lambda: raw.route(logits, k), eager, nbytes),
+        f"route_grid, {name}": Pair(lambda: raw.route_grid(logits, [experts], k), eager, nbytes),
     }
-    if hasattr(ops, "route"):
-        pairs[f"route, {name}"] = Pair(lambda: ops.route(logits, k), eager, nbytes)
-    return pairs
 
 
 def _compiles(clock: Clock) -> bool:
