@@ -60,13 +60,35 @@ def grouped(device: str, dtype: torch.dtype, tokens: int) -> list[Tensor]:
     return [route.index, *plan, route.rank, route.offset, route.score, *torch.autograd.grad(loss, logits)]
 
 
+def quantized(device: str, dtype: torch.dtype, tokens: int) -> list[Tensor]:
+    """Rows of 8 bits and back, whole rows and blocks; nothing where there are no such ops."""
+    if not hasattr(ops, "dispatch_quantized"):
+        return []
+    generator = torch.Generator().manual_seed(tokens)
+    x = torch.randn(tokens, 70, generator=generator).to(device, dtype)
+    index = torch.randint(-1, 9, (tokens, 3), generator=generator, dtype=torch.int32).to(device)
+    plan = (index, *ops.plan(index, 9, capacity=9)[:2])
+    found = []
+    for packed, block in ((torch.int8, 0), (torch.int8, 32), (torch.float8_e4m3fn, 0), (torch.float8_e4m3fn, 32)):
+        rows, scale, source = ops.dispatch_quantized(x, *plan, dtype=packed, block=block)
+        found += [rows.view(torch.int8), scale, source, ops.dequantize(rows, scale, dtype=dtype, block=block)]
+    return found
+
+
+def everything(
+    device: str, dtype: torch.dtype, tokens: int, grid: tuple[int, ...], k: int, options: dict[str, Any]
+) -> list[Tensor]:
+    """All of the above."""
+    whole = mixture(device, dtype, tokens, grid, k, options)
+    return [*whole, *grouped(device, dtype, tokens), *quantized(device, dtype, tokens)]
+
+
 def differing(device: str) -> list[str]:
     """What differs from the CPU: integers at all, floats by more than rounding."""
     wrong = []
     for dtype, tolerance in TOLERANCE.items():
         for tokens, grid, k, options in SHAPES:
-            got = [*mixture(device, dtype, tokens, grid, k, options), *grouped(device, dtype, tokens)]
-            want = [*mixture("cpu", dtype, tokens, grid, k, options), *grouped("cpu", dtype, tokens)]
+            got, want = (everything(where, dtype, tokens, grid, k, options) for where in (device, "cpu"))
             for i, pair in enumerate(zip(got, want, strict=True)):
                 x, y = (side.detach().cpu().double() for side in pair)
                 if not (x - y).norm() <= (tolerance if got[i].is_floating_point() else 0.0) * y.norm():
