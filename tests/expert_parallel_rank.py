@@ -1,0 +1,407 @@
+"""One rank of the checks in `test_expert_parallel.py`: python expert_parallel_rank.py RANK WORLD STORE.
+
+Every rank makes the tokens of all ranks, computes with one process's `MoE` what they should give, and compares its own
+part. Prints PASSED and the name after each check; the first that fails ends the process, and with it the others.
+"""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import os
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.overrides import TorchFunctionMode
+
+from learning_at_home import ops
+from learning_at_home.errors import InvalidArgument
+from learning_at_home.nn import ExpertParallelMoE, GridRouter, MoE, Router, data_parallel
+
+HIDDEN, INNER, EXPERTS = 12, 10, 8
+TIMEOUT = datetime.timedelta(seconds=60)
+
+
+def make(router: type[GridRouter] = Router, experts: Any = EXPERTS, k: int = 3, **options: Any) -> MoE:
+    torch.manual_seed(7)
+    moe = MoE(router(HIDDEN, experts, k, **options), INNER)
+    with torch.no_grad():
+        moe.router.proj.weight *= 3  # no two scores nearly the same
+    return moe
+
+
+def tokens_of_ranks(*counts: int) -> list[Tensor]:
+    torch.manual_seed(11)
+    return [torch.randn(count, HIDDEN, requires_grad=True) for count in counts]
+
+
+def same(got: Tensor | None, want: Tensor | None, factor: float = 1.0) -> None:
+    assert got is not None
+    assert want is not None
+    torch.testing.assert_close(got, want * factor, rtol=1e-4, atol=1e-6)
+
+
+def raises(message: str, call: Any) -> None:
+    try:
+        call()
+    except InvalidArgument as error:
+        assert message in str(error), error
+        return
+    raise AssertionError(f"nothing said {message!r}")
+
+
+def check_gradients(
+    moe: MoE, counts: list[int], alive: Tensor | None = None, peer_capacity: float | None = None
+) -> None:
+    """Outputs, losses and all gradients equal those of one process with the tokens of all."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    layer = ExpertParallelMoE.from_local(moe, peer_capacity=peer_capacity)
+    model = data_parallel(layer)
+    tokens = tokens_of_ranks(*counts)
+    target = torch.randn(sum(counts), HIDDEN).split(counts)
+    joined = torch.cat([x.detach() for x in tokens]).requires_grad_()
+    want, want_losses = moe(joined, alive, want_losses=True)
+    loss = (want - torch.cat(target)).square().sum() / sum(counts)
+    (loss + 0.3 * want_losses.balance + 0.2 * want_losses.z).backward()
+
+    out, losses = model(tokens[rank], alive, want_losses=True)
+    same(out, want.split(counts)[rank])
+    for got_loss, want_loss in zip(losses, want_losses, strict=True):
+        same(got_loss, want_loss)
+    loss = world * (out - target[rank]).square().sum() / sum(counts)  # their mean over ranks is the loss above
+    (loss + 0.3 * losses.balance + 0.2 * losses.z).backward()
+    same(layer.router.proj.weight.grad, moe.router.proj.weight.grad)
+    mine = slice(layer.first, layer.first + EXPERTS // world)
+    for got, whole in zip(layer.experts.parameters(), moe.experts.parameters(), strict=True):
+        assert whole.grad is not None
+        same(got.grad, whole.grad[mine])
+    assert joined.grad is not None
+    same(tokens[rank].grad, joined.grad.split(counts)[rank], factor=world)
+
+
+def check_20_steps(moe: MoE, peer_capacity: float | None = None) -> None:
+    rank, world = dist.get_rank(), dist.get_world_size()
+    layer = ExpertParallelMoE.from_local(moe, peer_capacity=peer_capacity)
+    model = data_parallel(layer)
+    optimizers = [torch.optim.Adam(m.parameters(), lr=1e-2) for m in (moe, model)]
+    x = torch.cat(tokens_of_ranks(*[24] * world)).detach()
+    target = torch.randn_like(x)
+    history: list[tuple[float, float]] = []
+    for _ in range(20):
+        seen = []
+        for m, rows, optimizer in zip((moe, model), (slice(None), slice(24 * rank, 24 * rank + 24)), optimizers):
+            out, losses = m(x[rows], want_losses=True)
+            loss = (out - target[rows]).square().mean() + 0.01 * losses.balance + 0.001 * losses.z
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            seen.append(loss.detach())
+        dist.all_reduce(seen[1])
+        history.append((seen[0].item(), seen[1].item() / world))
+    assert history[-1][0] < 0.9 * history[0][0], history
+    assert all(abs(got - want) <= 1e-4 * want for want, got in history), history
+
+
+def training_of_a_router() -> None:
+    check_20_steps(make())
+
+
+def training_of_a_grid() -> None:
+    check_20_steps(make(GridRouter, (2, 4)))
+
+
+def training_in_equal_shares() -> None:
+    check_20_steps(make(GridRouter, (2, 4)), peer_capacity=4.0)
+
+
+def gradients() -> None:
+    world = dist.get_world_size()
+    check_gradients(make(), [16] * world)
+    check_gradients(make(GridRouter, (4, 2)), [16] * world)
+    check_gradients(make(k=1), [16] * world)
+    check_gradients(make(k=6), [16] * world)  # more choices than ranks
+
+
+def gradients_in_equal_shares() -> None:
+    check_gradients(make(), [16] * dist.get_world_size(), peer_capacity=4.0)
+
+
+def gradients_with_dead_experts() -> None:
+    world = dist.get_world_size()
+    half = ops.alive_bitmap([4, 5, 7], EXPERTS)  # some ranks own none
+    for peer_capacity in (None, 4.0):
+        check_gradients(make(), [16] * world, half, peer_capacity)
+        check_gradients(make(k=4), [16] * world, half, peer_capacity)  # less alive than choices
+        check_gradients(make(), [16] * world, ops.alive_bitmap([], EXPERTS), peer_capacity)
+
+
+def ranks_without_tokens() -> None:
+    world = dist.get_world_size()
+    check_gradients(make(), ([5, 3, 9] * world)[: world - 1] + [0])
+    layer = ExpertParallelMoE.from_local(make())
+    for peer_capacity in (None, 1.0):
+        layer.peer_capacity = peer_capacity
+        out, losses = layer(torch.zeros(0, 3, HIDDEN), want_losses=True)  # none anywhere
+        (out.sum() + sum(losses)).backward()
+        assert out.shape == (0, 3, HIDDEN)
+        assert all(p.grad is not None and not p.grad.any() for p in layer.parameters())
+
+
+def dropped(moe: MoE, x: Tensor, share: int) -> Tensor:
+    """[T, k] ids chosen for x, void where the token is not among the first `share` of a rank."""
+    owned, world = EXPERTS // dist.get_world_size(), dist.get_world_size()
+    index, sent = moe.router(x).index.clone(), [0] * world
+    for choices in index:
+        peers = {int(e) // owned for e in choices}
+        full = {peer for peer in peers if sent[peer] == share}
+        for peer in peers - full:
+            sent[peer] += 1
+        for j, e in enumerate(choices.tolist()):
+            if e // owned in full:
+                choices[j] = -1
+    return index
+
+
+def small_equal_shares() -> None:
+    """What does not fit is void, as if one process had not chosen it."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    moe = make()
+    layer = ExpertParallelMoE.from_local(moe, peer_capacity=0.5)
+    model = data_parallel(layer)
+    total, voids = torch.zeros(()), 0
+    for r, x in enumerate(tokens_of_ranks(*[17] * world)):
+        route = moe.router(x)
+        index = dropped(moe, x, -(-17 * min(3, world) // (2 * world)))
+        voids += int((index < 0).sum())
+        plan = ops.plan(index, EXPERTS)
+        rows, _ = ops.dispatch(x, index, plan.rank, plan.offset)
+        out, _ = ops.combine(moe.experts(rows, plan.offset), route.score, index, plan.rank, plan.offset)
+        total = total + out.square().mean() / world
+        if r == rank:
+            got = model(x)
+            same(got, out)
+            got.square().mean().backward()
+    assert 0 < voids < 51 * world
+    total.backward()
+    same(layer.router.proj.weight.grad, moe.router.proj.weight.grad)
+    for mine, whole in zip(layer.experts.parameters(), moe.experts.parameters(), strict=True):
+        assert whole.grad is not None
+        same(mine.grad, whole.grad[layer.first : layer.first + len(mine)])
+
+
+def capacity_of_the_router() -> None:
+    moe = make(capacity_factor=0.5)
+    x = tokens_of_ranks(*[16] * dist.get_world_size())[dist.get_rank()]
+    assert (moe.router(x).rank < 0).any()
+    for peer_capacity in (None, 4.0):
+        layer = ExpertParallelMoE.from_local(moe, peer_capacity=peer_capacity)
+        same(layer(x.view(2, 8, HIDDEN)).view(16, HIDDEN), moe(x))
+
+
+@contextmanager
+def sent_rows(width: int) -> Iterator[list[tuple[int, torch.dtype]]]:
+    """(rows, dtype) of every message of this many columns, which goes on as it was."""
+    real, seen = dist.all_to_all_single, []
+
+    def spy(out: Tensor, rows: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if rows.shape[1:] == (width,) and rows.is_floating_point():
+            seen.append((len(rows), rows.dtype))
+        return real(out, rows, *args, **kwargs)
+
+    dist.all_to_all_single = spy
+    try:
+        yield seen
+    finally:
+        dist.all_to_all_single = real
+
+
+def a_token_crosses_once() -> None:
+    """Tokens whose choices are all on the last rank, half of them; the others choose on two ranks."""
+    world = dist.get_world_size()
+    owned = EXPERTS // world
+    moe = make(k=owned)
+    x = torch.zeros(10, HIDDEN)
+    with torch.no_grad():
+        moe.router.proj.weight.zero_()
+        moe.router.proj.weight[-owned:, 0] = 1
+        moe.router.proj.weight[:1, 1] = moe.router.proj.weight[-1:, 1] = 1  # and ties, which go to the first ranks
+    x[:5, 0] = x[5:, 1] = 1
+    peers = [{int(e) // owned for e in choices} for choices in moe.router(x).index]
+    assert [len(there) for there in peers] == [1] * 5 + [2] * 5
+    layer = ExpertParallelMoE.from_local(moe)
+    with sent_rows(HIDDEN) as sent:
+        out = layer(x)
+    arrived = sum(len([there for there in peers if dist.get_rank() in there]) for _ in range(world))
+    assert [rows for rows, _ in sent] == [15, arrived], sent
+    same(out, moe(x))
+
+
+def autocast_routes_in_full_precision() -> None:
+    moe = make(k=2)
+    x = tokens_of_ranks(*[64] * dist.get_world_size())[dist.get_rank()]
+    layer = ExpertParallelMoE.from_local(moe)
+    want, _ = moe(x, want_losses=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16), sent_rows(HIDDEN) as sent:
+        got, losses = layer(x, want_losses=True)
+        local = moe(x)
+    assert {dtype for _, dtype in sent} == {torch.bfloat16}
+    assert got.dtype == local.dtype == torch.bfloat16
+    assert losses.balance.dtype == losses.z.dtype == torch.float32
+    # as far from the truth as one process; a choice that differs would be some ten per cent
+    assert 0 < (got - want).norm() < 0.01 * want.norm()
+    (got.float().square().mean() + losses.balance).backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 and p.grad.any() for p in layer.parameters())
+
+
+class NoHost(TorchFunctionMode):
+    """Fails where Python asks a tensor for its values. (Not inside of ops: grouped_mm's loop on CPU does.)"""
+
+    READS = frozenset("tolist item cpu numpy nonzero __bool__ __int__ __float__ __index__ __contains__".split())
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in self.READS:
+            raise BlockingIOError(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def equal_shares_ask_no_device() -> None:
+    layer = ExpertParallelMoE.from_local(make(), peer_capacity=1.0)
+    x = tokens_of_ranks(*[16] * dist.get_world_size())[dist.get_rank()]
+    with NoHost():
+        out, losses = layer(x, want_losses=True)
+        (out.square().mean() + losses.balance + losses.z).backward()
+    layer.peer_capacity = None
+    try:
+        with NoHost():
+            layer(x)
+    except BlockingIOError as error:
+        assert str(error) == "tolist"  # by counts it asks once
+    else:
+        raise AssertionError("this check sees nothing")
+
+
+def ranks_start_from_the_first_router_and_their_own_experts() -> None:
+    rank, world = dist.get_rank(), dist.get_world_size()
+    torch.manual_seed(0)
+    layer = ExpertParallelMoE(Router(HIDDEN, EXPERTS, 2), INNER)
+    experts = [torch.empty_like(layer.experts.w_in) for _ in range(world)]
+    dist.all_gather(experts, layer.experts.w_in.detach())
+    assert not torch.equal(experts[0], experts[-1])
+    torch.manual_seed(rank)
+    routers = [torch.empty(EXPERTS, HIDDEN) for _ in range(world)]
+    layer = ExpertParallelMoE(Router(HIDDEN, EXPERTS, 2), INNER)
+    dist.all_gather(routers, layer.router.proj.weight.detach())
+    assert all(torch.equal(router, routers[0]) for router in routers)
+    torch.manual_seed(0)
+    assert torch.equal(routers[0], Router(HIDDEN, EXPERTS, 2).proj.weight)
+
+
+def arguments_out_of_range() -> None:
+    world = dist.get_world_size()
+    raises(f"divide by the {world} ranks", lambda: ExpertParallelMoE(Router(HIDDEN, EXPERTS + 1, 2), INNER))
+    for factor in (0.0, float("inf")):
+        raises(
+            f"peer_capacity: expected a positive number or None, got {factor}",
+            lambda factor=factor: ExpertParallelMoE(Router(HIDDEN, EXPERTS, 2), INNER, peer_capacity=factor),
+        )
+    layer = ExpertParallelMoE.from_local(make())
+    raises("x: expected [..., 12], got [3, 5]", lambda: layer(torch.ones(3, 5)))
+
+
+def groups_of_one_and_two() -> None:
+    rank, world = dist.get_rank(), dist.get_world_size()
+    x = tokens_of_ranks(*[9] * world)[rank]
+    groups = [dist.new_group([*range(first, first + world // 2)]) for first in range(0, world, world // 2)]
+    mine = groups[rank // (world // 2)]
+    moe = make()
+    layer = ExpertParallelMoE.from_local(moe, mine)
+    same(layer(x), moe(x))
+    raises("process_group: expected the ranks", lambda: data_parallel(torch.nn.Sequential(layer)))
+    data_parallel(torch.nn.Sequential(layer), mine)
+    other = groups[1 - rank // (world // 2)]
+    raises("expected a group that this process is in", lambda: ExpertParallelMoE(moe.router, INNER, other))
+
+
+def a_local_mixture_in_data_parallel() -> None:
+    rank, world = dist.get_rank(), dist.get_world_size()
+    moe = make(GridRouter, (2, 4))
+    model = DistributedDataParallel(copy.deepcopy(moe))
+    tokens = tokens_of_ranks(*[16] * world)
+    for m, x in ((moe, torch.cat(tokens)), (model, tokens[rank])):
+        out, losses = m(x, want_losses=True)
+        (out.square().mean() + 0.2 * losses.z).backward()  # balance is of each rank's own tokens there
+    for got, want in zip(model.parameters(), moe.parameters(), strict=True):
+        same(got.grad, want.grad)
+
+
+def a_rank_that_dies_is_an_error_for_the_others() -> None:
+    rank = dist.get_rank()
+    layer = ExpertParallelMoE.from_local(make(), dist.new_group(timeout=datetime.timedelta(seconds=20)))
+    x = tokens_of_ranks(*[9] * dist.get_world_size())[rank]
+    loss = layer(x).sum()
+    if rank == dist.get_world_size() - 1:
+        leave(0, "a_rank_that_dies_is_an_error_for_the_others")
+    begin = time.monotonic()
+    try:
+        loss.backward()
+        layer(x)
+    except RuntimeError:
+        assert time.monotonic() - begin < 40
+    else:
+        raise AssertionError("the dead rank answered")
+
+
+CHECKS = (
+    training_of_a_router,
+    training_of_a_grid,
+    training_in_equal_shares,
+    gradients,
+    gradients_in_equal_shares,
+    gradients_with_dead_experts,
+    ranks_without_tokens,
+    small_equal_shares,
+    capacity_of_the_router,
+    a_token_crosses_once,
+    autocast_routes_in_full_precision,
+    equal_shares_ask_no_device,
+    ranks_start_from_the_first_router_and_their_own_experts,
+    arguments_out_of_range,
+    groups_of_one_and_two,
+    a_local_mixture_in_data_parallel,
+    a_rank_that_dies_is_an_error_for_the_others,  # the last one: nothing works after it
+)
+
+
+def leave(status: int, passed: str = "") -> None:
+    if passed:
+        print("PASSED", passed)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # no rank waits for another; and gloo's threads now and then abort an interpreter's exit
+
+
+def main(rank: int, world: int, store: str) -> None:
+    torch.set_num_threads(1)
+    raises("torch.distributed to be initialized", lambda: ExpertParallelMoE(Router(HIDDEN, EXPERTS, 2), INNER))
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=TIMEOUT)
+    for check in CHECKS:
+        try:
+            check()
+        except BaseException:
+            print("FAILED", check.__name__)
+            traceback.print_exc()
+            leave(1)
+        print("PASSED", check.__name__, flush=True)
+    leave(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
