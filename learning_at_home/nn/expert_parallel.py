@@ -87,7 +87,8 @@ class ExpertParallelMoE(nn.Module):
             host waits for the device once a forward. f: static shapes, no waiting, for CUDA graphs: every rank sends
             exactly C = ceil(f * T * min(k, W) / W) rows, but no more than T, to each rank. Of the tokens for a rank the
             first C cross; choices of further ones are void, and the softmax is over those that are left. T must then be
-            the same on all ranks. On CUDA nothing waits where `ops.grouped_mm` does not.
+            the same on all ranks. On CUDA nothing waits where `ops.grouped_mm` does not. This is also what
+            `torch.compile` takes whole; without it, it leaves the part between routing and losses as it is.
 
     Attributes:
         router: the same. experts: `Experts`, those of this rank. first: id of its first expert.
@@ -158,7 +159,10 @@ class ExpertParallelMoE(nn.Module):
         device = x.device.type
         if torch.is_autocast_enabled(device):
             x_TH = x_TH.to(torch.get_autocast_dtype(device))
-        out = self._mix(x_TH, route).view(x.shape)
+        # The compiler gives up on shapes that other ranks decide: it leaves this part alone.
+        given_up = self.peer_capacity is None and torch.compiler.is_compiling()
+        mix = torch.compiler.disable(self._mix) if given_up else self._mix
+        out = mix(x_TH, route).view(x.shape)
         return (out, _losses_of_all(route, self.process_group, self.ranks)) if want_losses else out
 
     def _mix(self, x_TH: Tensor, route: ops.Route) -> Tensor:
@@ -179,6 +183,13 @@ class ExpertParallelMoE(nn.Module):
         rows_AH, weight_A = expand(x_NH, weight_NK, layout)
         rows_AH = self.experts(rows_AH, plan.offset, weight_A)
         return give_back(collapse(rows_AH, layout), crossing)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ExpertParallelMoE:
+        """A copy with parameters of its own, over the same ranks."""
+        memo[id(self.process_group)] = self.process_group
+        twin = memo[id(self)] = type(self).__new__(type(self))
+        twin.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return twin
 
     def extra_repr(self) -> str:
         last = self.first + self.experts.num_experts - 1
