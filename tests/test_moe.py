@@ -49,13 +49,13 @@ def test_equals_a_dense_mixture_with_its_losses_and_gradients(grid: tuple[int, .
     alive = ops.alive_bitmap(mask, math.prod(grid)) if mask is not None else None
     out, losses = moe(x, alive, want_losses=True)
     want = dense(moe, x, mask)
-    for got, expected in zip((out, *losses), want, strict=True):
+    for got, expected in zip((out, losses.balance, losses.z), want, strict=True):
         torch.testing.assert_close(got, expected)
     factor = torch.randn_like(out)
     leaves = (x, *moe.parameters())
     grads = [
         torch.autograd.grad((o * factor).sum() + 0.3 * balance + 0.2 * z, leaves)
-        for o, balance, z in ((out, *losses), want)
+        for o, balance, z in ((out, losses.balance, losses.z), want)
     ]
     for got, expected in zip(*grads, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
@@ -69,7 +69,7 @@ def test_the_same_training_as_dense_over_20_steps() -> None:
     history: list[list[float]] = [[], []]
     for _ in range(20):
         out, losses = first(x, want_losses=True)
-        sides = ((out, *losses), dense(second, x))
+        sides = ((out, losses.balance, losses.z), dense(second, x))
         for optimizer, seen, (y, balance, z) in zip(optimizers, history, sides, strict=True):
             loss = (y - target).square().mean() + 0.01 * balance + 0.001 * z
             optimizer.zero_grad()
@@ -87,14 +87,14 @@ def test_any_leading_shape_and_none_at_all() -> None:
     assert moe(x[0, 0]).shape == (HIDDEN,)
     empty, losses = moe(torch.zeros(0, HIDDEN), want_losses=True)
     assert empty.shape == (0, HIDDEN)
-    assert all(loss.isfinite() for loss in losses)
+    assert torch.stack([losses.balance, losses.z]).isfinite().all()
 
 
 def test_no_expert_alive_gives_zeros_and_no_gradients() -> None:
     moe = make()
     x = torch.randn(7, HIDDEN, requires_grad=True)
     out, losses = moe(x, ops.alive_bitmap([], 12), want_losses=True)
-    (out.sum() + sum(losses)).backward()
+    (out.sum() + losses.balance + losses.z).backward()
     assert not out.any()
     for leaf in (x, *moe.parameters()):
         assert leaf.grad is not None
@@ -123,6 +123,49 @@ def test_autocast_computes_experts_in_half_precision_and_routes_in_full() -> Non
     assert 0 < (got.float() - want).norm() < 0.01 * want.norm()
     got.float().square().sum().backward()
     assert all(weight.grad is not None and weight.grad.dtype == torch.float32 for weight in moe.parameters())
+
+
+def test_a_sigmoid_router_with_groups_is_its_definition() -> None:
+    torch.manual_seed(0)
+    router = Router(HIDDEN, 8, 2, score="sigmoid", groups=4, top_groups=2)
+    moe = MoE(router, INNER)
+    x = torch.randn(40, HIDDEN, requires_grad=True)
+    score = router.proj(x).sigmoid()
+    kept = score.view(40, 4, 2).sum(2).topk(2).indices  # groups of two: the sum of both
+    allowed = nn.functional.one_hot(kept, 4).sum(1).bool().repeat_interleave(2, dim=1)
+    best, index = score.masked_fill(~allowed, 0.0).topk(2, dim=1)
+    gate, up = torch.einsum("th,ehf->tef", x, moe.experts.w_in).chunk(2, dim=2)
+    y = torch.einsum("tef,efh->teh", nn.functional.silu(gate) * up, moe.experts.w_out)
+    weight = best / best.sum(1, keepdim=True)
+    want = (weight[:, :, None] * y.gather(1, index[:, :, None].expand(-1, -1, HIDDEN))).sum(1)
+    got = moe(x)
+    torch.testing.assert_close(got, want)
+    leaves = (x, *moe.parameters())
+    factor = torch.randn_like(got)
+    for ours, theirs in zip(
+        torch.autograd.grad(got, leaves, factor), torch.autograd.grad(want, leaves, factor), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_the_bias_balances_a_skewed_router_without_a_loss() -> None:
+    torch.manual_seed(0)
+    moe = MoE(Router(HIDDEN, 8, 2, score="sigmoid", balance_bias=True), INNER)
+    router = moe.router
+    x = torch.randn(512, HIDDEN) + 1.0
+    weights = router.proj.weight.detach().clone()
+    loads = []
+    for _ in range(300):
+        _, losses = moe(x, want_losses=True)
+        loads.append(losses.assigned.max().item() / losses.assigned.mean().item())
+        router.update_bias(losses.assigned, rate=5e-3)
+    assert loads[0] > 1.5
+    assert loads[-1] < 1.1
+    before = router.bias.clone()
+    router.update_bias(torch.tensor([9.0, 1, 0, 0, 0, 0, 0, 0]), rate=1.0, alive=ops.alive_bitmap([0, 1], 8))
+    assert (router.bias - before).tolist() == [-1, 1, 0, 0, 0, 0, 0, 0]
+    assert torch.equal(router.proj.weight, weights)
+    assert "router.bias" in moe.state_dict()
 
 
 @pytest.mark.parametrize("capacity_factor", [None, 1.0])
@@ -157,6 +200,10 @@ def test_one_axis_is_a_router() -> None:
         (lambda: GridRouter(4, (1,) * 9, 1), "grid: expected 1 to 8"),
         (lambda: Router(4, 2, 33), "k: expected 1 to 32, got 33"),
         (lambda: Router(4, 2, 1, capacity_factor=0.0), "capacity_factor: expected a positive number or None, got 0.0"),
+        (lambda: Router(4, 2, 1, score="tanh"), "score: expected one of softmax, sigmoid, got 'tanh'"),
+        (lambda: Router(4, 6, 1, groups=4), "groups: expected 1 to 32, a divisor of 6, got 4"),
+        (lambda: Router(4, 6, 1, groups=3, top_groups=4), "top_groups: expected 1 to 3, got 4"),
+        (lambda: Router(4, 6, 1).update_bias(torch.ones(6)), "balance_bias: this router was made without"),
         (lambda: Experts(2, 4, 0), "inner: expected 1 or more, got 0"),
         (lambda: make()(torch.ones(3, 5)), r"x: expected \[..., 12\], got \[3, 5\]"),
     ],

@@ -8,10 +8,15 @@
 // message, or null.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 
 #include "base/limits.hpp"
+
+#ifdef __CUDACC__
+#define LAH_HOST_DEVICE __host__ __device__
+#else
+#define LAH_HOST_DEVICE
+#endif
 
 namespace lah::ops {
 
@@ -25,7 +30,8 @@ enum class Scalar : int32_t { f32, f64, bf16, f16 };
 enum class Score : int32_t { logit, sigmoid };
 enum class Normalize : int32_t { softmax, sum, none, ones }; // ones: dispatch_backward, no scores
 
-// Where the rows of an assignment (t, j) are.
+// Where the rows of an assignment (t, j) are. With rows == tokens * choices the plan is packed, as
+// align 1 makes it: every row before offset[experts] has an owner.
 struct Plan {
   const int32_t* index;  // [tokens, choices]
   const int32_t* rank;   // [tokens, choices]
@@ -81,9 +87,6 @@ struct RouteBackwardArgs {
   const void* lse;
   int64_t tokens, choices;
   void* grad_logits;
-  void* slope;                // CUDA: scratch [tokens], with grad_stats
-  void* affinity = nullptr;   // CUDA: scratch [tokens], with grad_stats of sigmoids
-  Score score = Score::logit; // sigmoid: a grid of one axis
 };
 
 struct DispatchArgs {
@@ -128,35 +131,36 @@ struct SwigluBackwardArgs {
   void* grad_weight; // [rows], or null
 };
 
-inline PlanArgs plan_of(const RouteGridArgs& a) {
+LAH_HOST_DEVICE inline PlanArgs plan_of(const RouteGridArgs& a) {
   return {a.index, a.tokens * a.k, a.grid.experts, a.capacity,  a.align,
           a.rank,  a.offset,       a.count,        a.tile_count};
 }
 
 // Tiles whose partial sums are added in order: they depend on shapes alone, so that no sum depends
 // on the number of threads.
-inline int64_t stats_tile(int64_t tokens) {
+LAH_HOST_DEVICE inline int64_t stats_tile(int64_t tokens) {
   const int64_t tile = (tokens + kTokenTile - 1) / kTokenTile; // at most 64 tiles
   return tile < kTokenTile ? kTokenTile : tile;
 }
-inline int64_t stats_tiles(int64_t tokens) {
+LAH_HOST_DEVICE inline int64_t stats_tiles(int64_t tokens) {
   return (tokens + stats_tile(tokens) - 1) / stats_tile(tokens);
 }
 
 // Tiles of consecutive assignments whose counts CUDA takes at once: enough to fill a device, and at
 // most 64 MiB of counters.
-inline int64_t rank_tile(int64_t assignments, int64_t experts) {
-  const int64_t most = std::min<int64_t>(512, (int64_t{16} << 20) / experts);
-  return std::max<int64_t>(256, ((assignments + most - 1) / most + 31) / 32 * 32);
+LAH_HOST_DEVICE inline int64_t rank_tile(int64_t assignments, int64_t experts) {
+  const int64_t most = experts <= 32768 ? 512 : (int64_t{16} << 20) / experts;
+  const int64_t tile = ((assignments + most - 1) / most + 31) / 32 * 32;
+  return tile < 256 ? 256 : tile;
 }
-inline int64_t rank_tiles(int64_t assignments, int64_t experts) {
+LAH_HOST_DEVICE inline int64_t rank_tiles(int64_t assignments, int64_t experts) {
   const int64_t tile = rank_tile(assignments, experts);
   return (assignments + tile - 1) / tile;
 }
 
 // The rows that hold `assignments` however they fall on `experts`, when each expert starts at a
 // multiple of `align`.
-inline int64_t rows_of(int64_t assignments, int64_t experts, int64_t align) {
+LAH_HOST_DEVICE inline int64_t rows_of(int64_t assignments, int64_t experts, int64_t align) {
   return align == 1 ? assignments
                     : (assignments + experts * (align - 1) + align - 1) / align * align;
 }
@@ -171,6 +175,8 @@ void route_axis_tokens(const RouteArgs& args, Scalar dtype, int64_t begin, int64
 void route_plan(const RouteGridArgs& args, Scalar dtype);
 void plan(const PlanArgs& args);
 void route_backward(const RouteBackwardArgs& args, Scalar dtype, int64_t begin, int64_t end);
+// of sigmoid scores, on one axis
+void route_axis_backward(const RouteBackwardArgs& args, Scalar dtype, int64_t begin, int64_t end);
 // first over tokens, then over rows
 void dispatch(const DispatchArgs& args, int64_t begin, int64_t end);
 void clear_unowned(void* rows, const int32_t* source, int64_t row_bytes, int64_t begin,
@@ -188,6 +194,7 @@ const char* route_grid(const RouteGridArgs& args, void* stream);
 const char* route(const RouteArgs& args, void* stream);
 const char* plan(const PlanArgs& args, void* stream);
 const char* route_backward(const RouteBackwardArgs& args, void* stream);
+const char* route_axis_backward(const RouteBackwardArgs& args, void* stream);
 const char* dispatch(const DispatchArgs& args, void* stream);
 const char* combine(const CombineArgs& args, Scalar dtype, void* stream);
 const char* combine_backward(const CombineBackwardArgs& args, Scalar dtype, void* stream);

@@ -22,62 +22,123 @@ Tensor new_tile_count(const Tensor& like, int64_t assignments, int64_t experts) 
                    ScalarType::Int);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>
-route_grid_op(const Tensor& logits, std::vector<int64_t> sizes, int64_t k, MaybeTensor alive,
-              int64_t beam, int64_t capacity, int64_t align, bool want_lse, bool want_stats) {
-  const char* op = "route_grid";
+// What route and route_grid return, and their scratch.
+struct Routing {
+  Tensor index, score, rank, offset, lse, stats;
+  Tensor count, tile_count, probability;
+  RouteGridArgs args;
+
+  Routing(const char* op, const Tensor& logits, const Grid& grid, int64_t k,
+          const MaybeTensor& alive, int64_t capacity, int64_t align, bool want_lse, bool want_stats)
+      : index(new_empty(logits, {logits.size(0), k}, ScalarType::Int)),
+        score(new_empty(logits, {logits.size(0), k})),
+        rank(new_empty(logits, {logits.size(0), k}, ScalarType::Int)),
+        offset(new_empty(logits, {grid.experts + 1}, ScalarType::Int)),
+        lse(new_empty(logits, {want_lse || want_stats ? logits.size(0) : 0})),
+        stats(want_stats ? new_empty(logits, {2, grid.experts}) : new_empty(logits, {0})),
+        count(new_empty(logits, {grid.experts}, ScalarType::Int)),
+        tile_count(new_tile_count(logits, logits.size(0) * k, grid.experts)),
+        probability(
+            new_empty(logits, {want_stats ? stats_tiles(logits.size(0)) : 0, grid.experts})),
+        args{.grid = grid,
+             .logits = logits.const_data_ptr(),
+             .alive = check_alive(op, alive, grid, logits),
+             .tokens = logits.size(0),
+             .k = k,
+             .beam = 0,
+             .capacity = std::min(capacity, kMaxRows),
+             .align = align,
+             .index = index.mutable_data_ptr<int32_t>(),
+             .rank = rank.mutable_data_ptr<int32_t>(),
+             .offset = offset.mutable_data_ptr<int32_t>(),
+             .count = count.mutable_data_ptr<int32_t>(),
+             .score = score.mutable_data_ptr(),
+             .lse = want_lse || want_stats ? lse.mutable_data_ptr() : nullptr,
+             .stats = want_stats ? stats.mutable_data_ptr() : nullptr,
+             .tile_count = tile_count.mutable_data_ptr<int32_t>(),
+             .tile_probability = want_stats ? probability.mutable_data_ptr() : nullptr} {}
+
+  using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+  Outputs outputs() const { return {index, score, rank, offset, lse, stats}; }
+
+  // choose(begin, end) over tokens, then the plan. Only statistics need the tiles one by one.
+  template <class Choose> void on_cpu(Scalar dtype, const Choose& choose) const {
+    const int64_t tile = stats_tile(args.tokens);
+    parallel_for(0, stats_tiles(args.tokens), 1, [&](int64_t begin, int64_t end) {
+      const int64_t step = args.stats != nullptr ? 1 : end - begin;
+      for (int64_t i = begin; i < end; i += step)
+        choose(i * tile, std::min((i + step) * tile, args.tokens));
+    });
+    cpu::route_plan(args, dtype);
+  }
+};
+
+Grid check_route(const char* op, const std::vector<int64_t>& sizes, const Tensor& logits, int64_t k,
+                 int64_t capacity, int64_t align) {
   const Grid grid = check_grid(op, sizes, logits);
-  const int64_t tokens = logits.size(0);
   STD_TORCH_CHECK(k >= 1 && k <= kMaxChoices, op, ": k must be 1 to ", kMaxChoices, ", is ", k);
-  STD_TORCH_CHECK(beam >= 0, op, ": beam must not be negative");
-  check_rows(op, tokens * k, grid.experts, capacity, align);
+  check_rows(op, logits.size(0) * k, grid.experts, capacity, align);
+  return grid;
+}
 
-  const bool with_lse = want_lse || want_stats;
-  const ScalarType real = logits.scalar_type();
-  Tensor index = new_empty(logits, {tokens, k}, ScalarType::Int);
-  Tensor rank = new_empty(logits, {tokens, k}, ScalarType::Int);
-  Tensor offset = new_empty(logits, {grid.experts + 1}, ScalarType::Int);
-  Tensor score = new_empty(logits, {tokens, k}, real);
-  Tensor lse = new_empty(logits, {with_lse ? tokens : 0}, real);
-  Tensor stats =
-      want_stats ? new_empty(logits, {2, grid.experts}, real) : new_empty(logits, {0}, real);
-  Tensor count = new_empty(logits, {grid.experts}, ScalarType::Int);
-  const int64_t tiles = stats_tiles(tokens);
-  Tensor probability = new_empty(logits, {want_stats ? tiles : 0, grid.experts}, real);
-  Tensor tile_count = new_tile_count(logits, tokens * k, grid.experts);
-
-  const RouteGridArgs args{.grid = grid,
-                           .logits = logits.const_data_ptr(),
-                           .alive = check_alive(op, alive, grid, logits),
-                           .tokens = tokens,
-                           .k = k,
-                           .beam = beam,
-                           .capacity = std::min(capacity, kMaxRows),
-                           .align = align,
-                           .index = index.mutable_data_ptr<int32_t>(),
-                           .rank = rank.mutable_data_ptr<int32_t>(),
-                           .offset = offset.mutable_data_ptr<int32_t>(),
-                           .count = count.mutable_data_ptr<int32_t>(),
-                           .score = score.mutable_data_ptr(),
-                           .lse = with_lse ? lse.mutable_data_ptr() : nullptr,
-                           .stats = want_stats ? stats.mutable_data_ptr() : nullptr,
-                           .tile_count = tile_count.mutable_data_ptr<int32_t>(),
-                           .tile_probability =
-                               want_stats ? probability.mutable_data_ptr() : nullptr};
+Routing::Outputs route_grid_op(const Tensor& logits, std::vector<int64_t> sizes, int64_t k,
+                               MaybeTensor alive, int64_t beam, int64_t capacity, int64_t align,
+                               bool want_lse, bool want_stats) {
+  const char* op = "route_grid";
+  const Grid grid = check_route(op, sizes, logits, k, capacity, align);
+  STD_TORCH_CHECK(beam >= 0, op, ": beam must not be negative, is ", beam);
+  Routing routing(op, logits, grid, k, alive, capacity, align, want_lse, want_stats);
+  routing.args.beam = beam;
   run(
-      op, logits, [&](auto stream) { return cuda::route_grid(args, stream); },
+      op, logits, [&](auto stream) { return cuda::route_grid(routing.args, stream); },
       [&] {
         const Scalar dtype = scalar_of(op, "logits", logits);
-        const int64_t tile = stats_tile(tokens);
-        parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
-          const int64_t step =
-              want_stats ? 1 : end - begin; // only statistics need the tiles one by one
-          for (int64_t i = begin; i < end; i += step)
-            cpu::route_tokens(args, dtype, i * tile, std::min((i + step) * tile, tokens));
+        routing.on_cpu(dtype, [&](int64_t begin, int64_t end) {
+          cpu::route_tokens(routing.args, dtype, begin, end);
         });
-        cpu::route_plan(args, dtype);
       });
-  return {index, score, rank, offset, lse, stats};
+  return routing.outputs();
+}
+
+Score check_score(const char* op, int64_t score) {
+  STD_TORCH_CHECK(score == 0 || score == 1, op, ": score must be 0 or 1, is ", score);
+  return static_cast<Score>(score);
+}
+
+Routing::Outputs route_op(const Tensor& logits, int64_t k, MaybeTensor alive, MaybeTensor bias,
+                          int64_t score, int64_t groups, int64_t top_groups, int64_t capacity,
+                          int64_t align, bool want_lse, bool want_stats) {
+  const char* op = "route";
+  check_shape(op, "logits", logits, {kAny, kAny}, logits);
+  const int64_t experts = logits.size(1);
+  const Grid grid = check_route(op, {experts}, logits, k, capacity, align);
+  STD_TORCH_CHECK(groups >= 1 && groups <= kMaxGroups && experts % groups == 0, op,
+                  ": groups must be 1 to ", kMaxGroups, " and divide ", experts, " experts, is ",
+                  groups);
+  STD_TORCH_CHECK(top_groups >= 1 && top_groups <= groups, op, ": top_groups must be 1 to ", groups,
+                  ", is ", top_groups);
+  if (bias) {
+    check_shape(op, "bias", *bias, {experts}, logits);
+    check_dtype(op, "bias", *bias, logits.scalar_type());
+  }
+  const Routing routing(op, logits, grid, k, alive, capacity, align, want_lse, want_stats);
+  Tensor affinity =
+      new_empty(logits, {logits.is_cuda() && want_stats && score != 0 ? logits.size(0) : 0});
+  const RouteArgs args{.axis = routing.args,
+                       .bias = data_or_null(bias),
+                       .score = check_score(op, score),
+                       .groups = groups,
+                       .top_groups = top_groups,
+                       .affinity = affinity.mutable_data_ptr()};
+  run(
+      op, logits, [&](auto stream) { return cuda::route(args, stream); },
+      [&] {
+        const Scalar dtype = scalar_of(op, "logits", logits);
+        routing.on_cpu(dtype, [&](int64_t begin, int64_t end) {
+          cpu::route_axis_tokens(args, dtype, begin, end);
+        });
+      });
+  return routing.outputs();
 }
 
 std::tuple<Tensor, Tensor, Tensor> plan_op(const Tensor& index, int64_t experts, int64_t capacity,
@@ -108,10 +169,13 @@ std::tuple<Tensor, Tensor, Tensor> plan_op(const Tensor& index, int64_t experts,
 
 Tensor route_backward_op(MaybeTensor grad_score, MaybeTensor grad_lse, MaybeTensor grad_stats,
                          const Tensor& logits, std::vector<int64_t> sizes, const Tensor& index,
-                         const Tensor& lse, MaybeTensor alive) {
+                         const Tensor& lse, MaybeTensor alive, int64_t score) {
   const char* op = "route_backward";
   const Grid grid = check_grid(op, sizes, logits);
   const int64_t tokens = logits.size(0);
+  const bool sigmoid = check_score(op, score) == Score::sigmoid;
+  STD_TORCH_CHECK(!sigmoid || grid.dims == 1, op, ": sigmoid scores need a grid of one axis, has ",
+                  grid.dims);
   check_shape(op, "index", index, {tokens, kAny}, logits);
   const auto check_grad = [&](const char* name, const Tensor& grad,
                               std::initializer_list<int64_t> shape) {
@@ -128,8 +192,6 @@ Tensor route_backward_op(MaybeTensor grad_score, MaybeTensor grad_lse, MaybeTens
     check_grad("lse", lse, {tokens});
 
   Tensor grad_logits = new_empty(logits, {tokens, grid.logits}, logits.scalar_type());
-  Tensor slope =
-      new_empty(logits, {grad_stats && logits.is_cuda() ? tokens : 0}, logits.scalar_type());
   const RouteBackwardArgs args{.grid = grid,
                                .grad_score = data_or_null(grad_score),
                                .grad_lse = data_or_null(grad_lse),
@@ -140,14 +202,18 @@ Tensor route_backward_op(MaybeTensor grad_score, MaybeTensor grad_lse, MaybeTens
                                .lse = lse.const_data_ptr(),
                                .tokens = tokens,
                                .choices = index.size(1),
-                               .grad_logits = grad_logits.mutable_data_ptr(),
-                               .slope = slope.mutable_data_ptr()};
+                               .grad_logits = grad_logits.mutable_data_ptr()};
   run(
-      op, logits, [&](auto stream) { return cuda::route_backward(args, stream); },
+      op, logits,
+      [&](auto stream) {
+        return sigmoid ? cuda::route_axis_backward(args, stream)
+                       : cuda::route_backward(args, stream);
+      },
       [&] {
         const Scalar dtype = scalar_of(op, "logits", logits);
         parallel_for(0, tokens, kTokenTile, [&](int64_t begin, int64_t end) {
-          cpu::route_backward(args, dtype, begin, end);
+          sigmoid ? cpu::route_axis_backward(args, dtype, begin, end)
+                  : cpu::route_backward(args, dtype, begin, end);
         });
       });
   return grad_logits;
@@ -155,6 +221,7 @@ Tensor route_backward_op(MaybeTensor grad_score, MaybeTensor grad_lse, MaybeTens
 
 template <class Library> void implement(Library& library) {
   library.impl("route_grid", TORCH_BOX(&route_grid_op));
+  library.impl("route", TORCH_BOX(&route_op));
   library.impl("plan", TORCH_BOX(&plan_op));
   library.impl("route_backward", TORCH_BOX(&route_backward_op));
 }

@@ -65,14 +65,23 @@ class Experts(nn.Module):
 
 
 class RouterLosses(NamedTuple):
-    """Losses to add to yours, each times a small weight (0.01 and 0.001 are usual); differentiable."""
+    """Losses to add to yours, each times a small weight (0.01 and 0.001 are usual), and what `update_bias` needs.
+
+    balance, z: scalars, differentiable. assigned: [E], how many choices fell on each expert.
+    """
 
     balance: Tensor
     z: Tensor
+    assigned: Tensor
+
+
+def router_losses(route: ops.Route) -> RouterLosses:
+    """The losses of a route with statistics."""
+    return RouterLosses(balance_loss(route.stats), z_loss(route.lse), route.stats[0].detach())
 
 
 class MoE(nn.Module):
-    """Routes each token to its k best experts and mixes what they return, weighted by the softmax of their scores.
+    """Routes each token to its k best experts and mixes what they return, weighted by their normalised scores.
 
         MoE(Router(hidden=512, num_experts=64, k=2), inner=1024)
 
@@ -113,6 +122,7 @@ class MoE(nn.Module):
         route = self.router(x_TH, alive, want_losses=want_losses)
         rows_RH, _ = ops.dispatch(x_TH, route.index, route.rank, route.offset)
         rows_RH = self.experts(rows_RH, route.offset)
-        out_TH, _ = ops.combine(rows_RH, route.score, route.index, route.rank, route.offset)
+        plan = (route.index, route.rank, route.offset)
+        out_TH, _ = ops.combine(rows_RH, route.score, *plan, normalize=self.router.normalize)
         out = out_TH.view(x.shape)
-        return (out, RouterLosses(balance_loss(route.stats), z_loss(route.lse))) if want_losses else out
+        return (out, router_losses(route)) if want_losses else out

@@ -9,8 +9,19 @@ from .activation import swiglu
 from .grouped import grouped_mm
 from .library import load
 from .movement import combine, dispatch
-from .routing import Plan, Route, alive_bitmap, plan, route_grid
+from .routing import Plan, Route, alive_bitmap, plan, route, route_grid
 
-__all__ = ["Plan", "Route", "alive_bitmap", "combine", "dispatch", "grouped_mm", "plan", "route_grid", "swiglu"]
+__all__ = [
+    "Plan",
+    "Route",
+    "alive_bitmap",
+    "combine",
+    "dispatch",
+    "grouped_mm",
+    "plan",
+    "route",
+    "route_grid",
+    "swiglu",
+]
 
 _library = load()  # the ops are defined as long as this lives

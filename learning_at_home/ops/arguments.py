@@ -14,6 +14,7 @@ from torch import Tensor
 MAX_EXPERTS = 65536
 MAX_GRID_DIMS = 8
 MAX_CHOICES = 32
+MAX_GROUPS = 32
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 

@@ -13,6 +13,22 @@ from .reference import rows_of
 from .schemas import NAMESPACE
 
 
+def routed(
+    logits: Tensor, experts: int, k: int, want_lse: bool, want_stats: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What `route` and `route_grid` return."""
+    tokens = logits.size(0)
+    index = logits.new_empty([tokens, k], dtype=torch.int32)
+    return (
+        index,
+        logits.new_empty([tokens, k]),
+        torch.empty_like(index),
+        logits.new_empty([experts + 1], dtype=torch.int32),
+        logits.new_empty([tokens] if want_lse or want_stats else [0]),
+        logits.new_empty([2, experts] if want_stats else [0]),
+    )
+
+
 def route_grid(
     logits: Tensor,
     grid: list[int],
@@ -25,16 +41,24 @@ def route_grid(
     want_lse: bool = False,
     want_stats: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    tokens, experts = logits.size(0), math.prod(grid)
-    index = logits.new_empty([tokens, k], dtype=torch.int32)
-    return (
-        index,
-        logits.new_empty([tokens, k]),
-        torch.empty_like(index),
-        logits.new_empty([experts + 1], dtype=torch.int32),
-        logits.new_empty([tokens] if want_lse or want_stats else [0]),
-        logits.new_empty([2, experts] if want_stats else [0]),
-    )
+    return routed(logits, math.prod(grid), k, want_lse, want_stats)
+
+
+def route(
+    logits: Tensor,
+    k: int,
+    *,
+    alive: Tensor | None = None,
+    bias: Tensor | None = None,
+    score: int = 0,
+    groups: int = 1,
+    top_groups: int = 1,
+    capacity: int = 0,
+    align: int = 1,
+    want_lse: bool = False,
+    want_stats: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return routed(logits, logits.size(1), k, want_lse, want_stats)
 
 
 def plan(index: Tensor, experts: int, *, capacity: int = 0, align: int = 1) -> tuple[Tensor, Tensor, Tensor]:
@@ -51,6 +75,7 @@ def route_backward(
     lse: Tensor,
     *,
     alive: Tensor | None = None,
+    score: int = 0,
 ) -> Tensor:
     return torch.empty_like(logits)
 
@@ -114,7 +139,7 @@ def grouped_mm_backward(grad: Tensor, rows: Tensor, weight: Tensor, offset: Tens
 
 def register(library: torch.library.Library) -> None:
     """Register every fake with the library that defined the ops."""
-    routing = (route_grid, plan, route_backward)
+    routing = (route, route_grid, plan, route_backward)
     movement = (dispatch, dispatch_backward, combine, combine_backward)
     for fake in (*routing, *movement, swiglu, swiglu_backward, grouped_mm, grouped_mm_backward):
         torch.library.register_fake(f"{NAMESPACE}::{fake.__name__}", fake, lib=library)

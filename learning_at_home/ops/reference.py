@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 SOFTMAX, SUM, NONE = 0, 1, 2  # `normalize` of combine
+LOGIT, SIGMOID = 0, 1  # `score` of route
 
 
 def rows_of(assignments: int, experts: int, align: int) -> int:
@@ -77,6 +78,25 @@ def plan(index: Tensor, experts: int, *, capacity: int = 0, align: int = 1) -> t
     return rank.masked_fill(dropped, -1).view(index.shape).int(), offset, count.int()
 
 
+def choose(key: Tensor, k: int) -> Tensor:
+    """[T, E] -> int32 [T, k]: the best keys' ids, best first; -1 instead of minus infinity."""
+    key = key + 0.0  # -0 and +0 are equal; a stable sort leaves ties to the lower id
+    key = torch.nn.functional.pad(key, (0, max(0, k - key.size(1))), value=-math.inf)
+    best, index = (x[:, :k] for x in key.sort(dim=1, descending=True, stable=True))
+    return index.masked_fill(best == -math.inf, -1).int()
+
+
+def chosen(score: Tensor, index: Tensor) -> Tensor:
+    """[T, k]: the scores at index; 0 where void."""
+    return score.gather(1, index.clamp(min=0).long()).masked_fill(index < 0, 0.0)
+
+
+def masked_lse(logits: Tensor, usable: Tensor) -> Tensor:
+    """[T]: logsumexp over the usable; 0 where there is none."""
+    lse = logits.masked_fill(~usable, -math.inf).logsumexp(dim=1)
+    return lse.masked_fill(~usable.any(dim=1), 0.0)
+
+
 def route_grid(
     logits: Tensor,
     grid: list[int],
@@ -92,23 +112,68 @@ def route_grid(
     score = grid_scores(logits, grid)
     usable = usable_experts(score, alive)
     searched = usable & best_prefixes(logits, grid, alive, beam) if beam and len(grid) > 1 else usable
-    key = (
-        score.masked_fill(~searched, -math.inf) + 0.0
-    )  # -0 and +0 are equal; a stable sort leaves ties to the lower id
-    key = torch.nn.functional.pad(key, (0, max(0, k - key.size(1))), value=-math.inf)
-    best, index = (x[:, :k] for x in key.sort(dim=1, descending=True, stable=True))
-    void = best == -math.inf
-    chosen = score.gather(1, index.masked_fill(void, 0)).masked_fill(void, 0.0)
-    index = index.masked_fill(void, -1).int()
+    index = choose(score.masked_fill(~searched, -math.inf), k)
     rank, offset, count = plan(index, score.size(1), capacity=capacity, align=align)
     lse, stats = logits.new_empty(0), logits.new_empty(0)  # an op's outputs may not share memory
     if want_lse or want_stats:
-        lse = score.masked_fill(~usable, -math.inf).logsumexp(dim=1)
-        lse = lse.masked_fill(~usable.any(dim=1), 0.0)
+        lse = masked_lse(score, usable)
     if want_stats:
         probability = (score - lse[:, None]).exp().masked_fill(~usable, 0.0)
         stats = torch.stack([count.to(score.dtype), probability.sum(0) / max(len(score), 1)])
-    return index, chosen, rank, offset, lse, stats
+    return index, chosen(score, index), rank, offset, lse, stats
+
+
+def keep_best_groups(key: Tensor, groups: int, top_groups: int) -> Tensor:
+    """Minus infinity outside each token's best groups: those with the greatest sums of their two best keys."""
+    size = key.size(1) // groups
+    best = key.view(len(key), groups, size).topk(min(2, size), dim=2).values
+    void = best[:, :, 0] == -math.inf
+    value = best.masked_fill(best == -math.inf, 0.0).sum(2).masked_fill(void, -math.inf)
+    kept = choose(value, top_groups)
+    mask = torch.zeros(len(key), groups + 1, dtype=torch.bool, device=key.device)  # the last column takes the void
+    mask = mask.scatter(1, kept.long().masked_fill(kept < 0, groups), True)[:, :groups]
+    return key.masked_fill(~mask.repeat_interleave(size, dim=1), -math.inf)
+
+
+def sigmoid_shares(logits: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:
+    """(sigmoids [T, E], zero where not usable; one over their sum [T, 1], zero where that is zero)."""
+    value = logits.sigmoid().masked_fill(~usable, 0.0)
+    total = value.sum(1, keepdim=True)
+    return value, (1 / total).masked_fill(total == 0, 0.0)
+
+
+def route(
+    logits: Tensor,
+    k: int,
+    *,
+    alive: Tensor | None = None,
+    bias: Tensor | None = None,
+    score: int = LOGIT,
+    groups: int = 1,
+    top_groups: int = 1,
+    capacity: int = 0,
+    align: int = 1,
+    want_lse: bool = False,
+    want_stats: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    usable = usable_experts(logits, alive)
+    value = logits.sigmoid() if score == SIGMOID else logits
+    key = value if bias is None else value + bias
+    key = key.masked_fill(~(usable & key.isfinite()), -math.inf)
+    if top_groups < groups:
+        key = keep_best_groups(key, groups, top_groups)
+    index = choose(key, k)
+    rank, offset, count = plan(index, logits.size(1), capacity=capacity, align=align)
+    lse, stats = logits.new_empty(0), logits.new_empty(0)
+    if want_lse or want_stats:
+        lse = masked_lse(logits, usable)
+    if want_stats:
+        probability = (logits - lse[:, None]).exp().masked_fill(~usable, 0.0)
+        if score == SIGMOID:
+            sigmoids, share = sigmoid_shares(logits, usable)
+            probability = sigmoids * share
+        stats = torch.stack([count.to(logits.dtype), probability.sum(0) / max(len(logits), 1)])
+    return index, chosen(value, index), rank, offset, lse, stats
 
 
 def route_backward(
@@ -121,14 +186,17 @@ def route_backward(
     lse: Tensor,
     *,
     alive: Tensor | None = None,
+    score: int = LOGIT,
 ) -> Tensor:
+    if score == SIGMOID:
+        return sigmoid_backward(grad_score, grad_lse, grad_stats, logits, index, lse, alive)
     grad = logits.new_zeros(len(logits), math.prod(grid))
     if grad_score is not None:
         void = index < 0
         grad.scatter_add_(1, index.long().masked_fill(void, 0), grad_score.masked_fill(void, 0.0))
     if grad_lse is not None or grad_stats is not None:
-        score = grid_scores(logits, grid)
-        probability = (score - lse[:, None]).exp().masked_fill(~usable_experts(score, alive), 0.0)
+        scores = grid_scores(logits, grid)
+        probability = (scores - lse[:, None]).exp().masked_fill(~usable_experts(scores, alive), 0.0)
         slope = torch.zeros_like(lse)[:, None] if grad_lse is None else grad_lse[:, None]
         if grad_stats is not None:  # stats[1] is the mean probability; its softmax couples all experts of a token
             mean = grad_stats[1:] / max(len(logits), 1)
@@ -137,6 +205,31 @@ def route_backward(
     cube = grad.view(-1, *grid)
     others = [[a + 1 for a in range(len(grid)) if a != axis] for axis in range(len(grid))]
     return torch.cat([cube.sum(dim) if dim else cube for dim in others], dim=1)
+
+
+def sigmoid_backward(
+    grad_score: Tensor | None,
+    grad_lse: Tensor | None,
+    grad_stats: Tensor | None,
+    logits: Tensor,
+    index: Tensor,
+    lse: Tensor,
+    alive: Tensor | None,
+) -> Tensor:
+    """`route_backward` of sigmoid scores: stats[1] is the mean of each sigmoid's share of a token's sum."""
+    usable = usable_experts(logits, alive)
+    value, share = sigmoid_shares(logits, usable)
+    grad = torch.zeros_like(logits)
+    if grad_score is not None:
+        void = index < 0
+        grad.scatter_add_(1, index.long().masked_fill(void, 0), grad_score.masked_fill(void, 0.0))
+    if grad_stats is not None:
+        mean = grad_stats[1:] / max(len(logits), 1)
+        grad = grad + share * (mean - (value * share * mean).sum(1, keepdim=True))
+    grad = grad * value * (1 - value)
+    if grad_lse is not None:
+        grad = grad + grad_lse[:, None] * (logits - lse[:, None]).exp().masked_fill(~usable, 0.0)
+    return grad
 
 
 def positions(index: Tensor, rank: Tensor, offset: Tensor, ok: Tensor | None, rows: int) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Choosing experts: `route_grid`; `plan` for choices made elsewhere; and the bitmap of the experts that are alive.
+"""Choosing experts: `route` and `route_grid`; `plan` for choices made elsewhere; the bitmap of the experts alive.
 
 Autograd sits in the public functions and not in the ops (a Function costs far less per call than an op's registered
 autograd): a raw `torch.ops.learning_at_home.*` op gives no gradient.
@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .arguments import FLOATS, MAX_CHOICES, MAX_EXPERTS, check_range, check_tensor, checked_grid, contiguous
+from . import reference
+from .arguments import FLOATS, MAX_CHOICES, MAX_EXPERTS, MAX_GROUPS, check_range, check_tensor, checked_grid, contiguous
+
+SCORES = {"softmax": reference.LOGIT, "sigmoid": reference.SIGMOID}
 
 
 class Route(NamedTuple):
-    """What `route_grid` decided for T tokens, k choices and E experts."""
+    """What `route` or `route_grid` decided for T tokens, k choices and E experts."""
 
     index: Tensor  # type: ignore[assignment] # hides tuple.index
     score: Tensor
@@ -92,6 +95,69 @@ def route_grid(
     return Route(*_RouteGrid.apply(logits, grid, k, alive, beam, capacity, align, want_lse, want_stats))
 
 
+def route(
+    logits: Tensor,
+    k: int,
+    *,
+    alive: Tensor | None = None,
+    bias: Tensor | None = None,
+    score: str = "softmax",
+    groups: int = 1,
+    top_groups: int = 1,
+    capacity: int = 0,
+    align: int = 1,
+    want_lse: bool = False,
+    want_stats: bool = False,
+) -> Route:
+    """Choose the k best of E experts for each token, by a logit each, and lay out the rows of these choices.
+
+    With the defaults it is `route_grid` on the grid (E,). Beside it: sigmoid scores, a bias that steers the choice but
+    no weight (loss-free balancing: Wang et al. 2024), and a choice limited to the best groups of experts (DeepSeek-V3:
+    DeepSeek-AI 2024). An expert is chosen by its key, score + bias; void are the dead and those whose logit or key is
+    NaN or infinite. Ties go to the lower id.
+
+    Args:
+        logits: [T, E], float32, or float64; bfloat16 and float16 are converted to float32. E <= 65536.
+        k: choices a token, 1 to 32; may exceed the number of experts alive.
+        alive: as of `route_grid`.
+        bias: [E], on the device of logits, converted to their dtype; gets no gradient. None: zeros.
+        score: "softmax": the logit itself, for `combine` to normalise by its "softmax"; "sigmoid": the logit's sigmoid,
+            for `combine` to normalise by "sum".
+        groups: 1 to 32, a divisor of E: groups of E / groups consecutive experts.
+        top_groups: 1 to groups: only experts of a token's best groups are chosen; a group is as good as the sum of its
+            two best keys.
+        capacity, align, want_lse, want_stats: as of `route_grid`.
+
+    Returns:
+        As of `route_grid`; lse is that of the logits, without bias. With "sigmoid", stats[1] is the mean over tokens of
+        each sigmoid's share of the sum over all usable experts (DeepSeek-V3, eq. 18-19).
+
+    Raises:
+        TypeError, ValueError: an argument of wrong type, shape or range.
+    """
+    check_tensor("logits", logits, FLOATS, ("T", "E"))
+    experts = logits.size(1)
+    check_range("E", experts, 1, MAX_EXPERTS)
+    check_range("k", k, 1, MAX_CHOICES)
+    check_range("groups", groups, 1, MAX_GROUPS)
+    if experts % groups:
+        raise ValueError(f"groups: expected a divisor of {experts} experts, got {groups}")
+    check_range("top_groups", top_groups, 1, groups)
+    check_range("capacity", capacity, 0)
+    check_range("align", align, 1)
+    if score not in SCORES:
+        raise ValueError(f"score: expected one of {', '.join(SCORES)}, got {score!r}")
+    if alive is not None:
+        check_tensor("alive", alive, (torch.int32,), ((experts + 31) // 32,), like=logits)
+    if logits.dtype in (torch.bfloat16, torch.float16):
+        logits = logits.float()
+    if bias is not None:
+        check_tensor("bias", bias, FLOATS, (experts,), like=logits)
+        bias = bias.detach().to(logits.dtype).contiguous()
+    options = (groups, top_groups, capacity, align, want_lse, want_stats)
+    return Route(*_Route.apply(logits, k, alive, bias, SCORES[score], *options))
+
+
 class Plan(NamedTuple):
     """Where the rows of T * k choices are: what `dispatch` and `combine` take beside index."""
 
@@ -154,27 +220,8 @@ def alive_bitmap(alive: Tensor | Sequence[int], num_experts: int) -> Tensor:
     return (words.long() << torch.arange(32, device=mask.device)).sum(1).int()  # the highest bit wraps into the sign
 
 
-class _RouteGrid(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, grid: list[int], k: int, alive: Tensor | None, *options: Any) -> Any:
-        logits = logits.contiguous()
-        beam, capacity, align, want_lse, want_stats = options
-        index, score, rank, offset, lse, stats = torch.ops.learning_at_home.route_grid(
-            logits,
-            grid,
-            k,
-            alive=alive,
-            beam=beam,
-            capacity=capacity,
-            align=align,
-            want_lse=want_lse,
-            want_stats=want_stats,
-        )
-        ctx.grid, ctx.has_lse, ctx.has_stats = grid, want_lse or want_stats, want_stats
-        ctx.save_for_backward(logits, index, lse, alive)
-        ctx.mark_non_differentiable(index, rank, offset)
-        ctx.set_materialize_grads(False)
-        return index, score, rank, offset, lse, stats
+class _Routing(torch.autograd.Function):
+    """The backward of both: what they share is kept by `_keep`."""
 
     @staticmethod
     @once_differentiable
@@ -193,5 +240,80 @@ class _RouteGrid(torch.autograd.Function):
             index,
             lse,
             alive=alive,
+            score=ctx.score,
         )
-        return (grad_logits, *[None] * 8)
+        return (grad_logits, *[None] * ctx.constants)
+
+
+def _keep(ctx: Any, logits: Tensor, grid: list[int], alive: Tensor | None, score: int, outputs: Any) -> Any:
+    index, _, rank, offset, lse, stats = outputs
+    ctx.grid, ctx.score = grid, score
+    ctx.has_lse, ctx.has_stats = lse.size(0) == logits.size(0), stats.dim() == 2  # else they are empty
+    ctx.save_for_backward(logits, index, lse, alive)
+    ctx.mark_non_differentiable(index, rank, offset)
+    ctx.set_materialize_grads(False)
+    return outputs
+
+
+class _RouteGrid(_Routing):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        grid: list[int],
+        k: int,
+        alive: Tensor | None,
+        beam: int,
+        capacity: int,
+        align: int,
+        want_lse: bool,
+        want_stats: bool,
+    ) -> Any:
+        logits = logits.contiguous()
+        outputs = torch.ops.learning_at_home.route_grid(
+            logits,
+            grid,
+            k,
+            alive=alive,
+            beam=beam,
+            capacity=capacity,
+            align=align,
+            want_lse=want_lse,
+            want_stats=want_stats,
+        )
+        ctx.constants = 8
+        return _keep(ctx, logits, grid, alive, reference.LOGIT, outputs)
+
+
+class _Route(_Routing):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        k: int,
+        alive: Tensor | None,
+        bias: Tensor | None,
+        score: int,
+        groups: int,
+        top_groups: int,
+        capacity: int,
+        align: int,
+        want_lse: bool,
+        want_stats: bool,
+    ) -> Any:
+        logits = logits.contiguous()
+        outputs = torch.ops.learning_at_home.route(
+            logits,
+            k,
+            alive=alive,
+            bias=bias,
+            score=score,
+            groups=groups,
+            top_groups=top_groups,
+            capacity=capacity,
+            align=align,
+            want_lse=want_lse,
+            want_stats=want_stats,
+        )
+        ctx.constants = 10
+        return _keep(ctx, logits, [logits.size(1)], alive, score, outputs)

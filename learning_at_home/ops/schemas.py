@@ -24,12 +24,17 @@ SCHEMAS = {
     "route_grid": """(Tensor logits, int[] grid, int k, *, Tensor? alive=None, int beam=0, SymInt capacity=0,
         int align=1, bool want_lse=False, bool want_stats=False)
         -> (Tensor index, Tensor score, Tensor rank, Tensor offset, Tensor lse, Tensor stats)""",
+    # the same of E experts with a logit each: score 0: the logit, 1: its sigmoid; chosen by score + bias, among the
+    # experts of the best groups
+    "route": """(Tensor logits, int k, *, Tensor? alive=None, Tensor? bias=None, int score=0, int groups=1,
+        int top_groups=1, SymInt capacity=0, int align=1, bool want_lse=False, bool want_stats=False)
+        -> (Tensor index, Tensor score, Tensor rank, Tensor offset, Tensor lse, Tensor stats)""",
     # rank and lay out choices that were made elsewhere; count is taken before capacity
     "plan": """(Tensor index, int experts, *, SymInt capacity=0, int align=1)
         -> (Tensor rank, Tensor offset, Tensor count)""",
     # gradient of the logits from those of score, lse and stats; lse is read for the last two only
     "route_backward": """(Tensor? grad_score, Tensor? grad_lse, Tensor? grad_stats, Tensor logits, int[] grid,
-        Tensor index, Tensor lse, *, Tensor? alive=None) -> Tensor grad_logits""",
+        Tensor index, Tensor lse, *, Tensor? alive=None, int score=0) -> Tensor grad_logits""",
     # copy each token to the rows of its experts (any dtype); unowned rows are zero, their source is -1
     "dispatch": """(Tensor x, Tensor index, Tensor rank, Tensor offset, *, int align=1)
         -> (Tensor rows, Tensor source)""",

@@ -93,22 +93,35 @@ __device__ float score_gradient(Normalize mode, bool live, float dot, float weig
   return live ? dot : 0.0f;
 }
 
+// A warp: zeros in a row that was not ok, and so was not read.
+template <class Block> __device__ void clear_row(Block* row, int64_t width) {
+  for (int64_t h = lane_id(); h < width; h += kWarp)
+    row[h] = Block{};
+}
+
 // A block a token, a warp a choice: the warp reads its row once, writes the row's gradient, and
 // keeps the dot product.
 template <class scalar, int n>
 __global__ void __launch_bounds__(kThreads) combine_backward_kernel(CombineBackwardArgs a) {
   using Block = Vector<scalar, n>;
   const int64_t token = blockIdx.x, width = a.hidden / n, first = token * a.plan.choices;
+  auto* grad_rows = static_cast<Block*>(a.grad_rows);
+  if (token >= a.plan.tokens)
+    return clear_tail(a.plan, grad_rows, width, nullptr);
   const auto* weight = static_cast<const float*>(a.weight);
   __shared__ float dot[kMaxChoices];
   const Block* g = static_cast<const Block*>(a.grad) + token * width;
   for (int j = warp_of_block(); j < a.plan.choices; j += kThreads / kWarp) {
-    const int64_t row = live_row(a.plan, first + j);
+    const int64_t row = row_of(a.plan, first + j);
     if (row < 0)
       continue; // the same for the whole warp
+    if (!is_ok(a.plan, row)) {
+      clear_row(grad_rows + row * width, width);
+      continue;
+    }
     const float w = weight[first + j];
     const Block* y = static_cast<const Block*>(a.rows) + row * width;
-    Block* grad_row = static_cast<Block*>(a.grad_rows) + row * width;
+    Block* grad_row = grad_rows + row * width;
     float sum = 0.0f;
     for (int64_t h = lane_id(); h < width; h += kWarp) {
       const Block gh = g[h], yh = y[h];
@@ -123,7 +136,8 @@ __global__ void __launch_bounds__(kThreads) combine_backward_kernel(CombineBackw
     sum = warp_sum(sum);
     if (lane_id() == 0) {
       dot[j] = sum;
-      a.source[row] = static_cast<int32_t>(first + j);
+      if (!is_packed(a.plan))
+        a.source[row] = static_cast<int32_t>(first + j);
     }
   }
   __syncthreads();
@@ -156,11 +170,12 @@ const char* combine(const CombineArgs& a, Scalar dtype, void* stream_pointer) {
 
 const char* combine_backward(const CombineBackwardArgs& a, Scalar dtype, void* stream_pointer) {
   const auto stream = static_cast<cudaStream_t>(stream_pointer);
+  const bool packed = is_packed(a.plan);
   const char* error = nullptr;
-  if (a.plan.rows > 0)
+  if (!packed && a.plan.rows > 0)
     error = forget_sources(a.source, a.plan.rows, stream);
   if (error == nullptr && a.plan.tokens > 0) {
-    const auto blocks = static_cast<unsigned>(a.plan.tokens);
+    const unsigned blocks = blocks_of(a.plan);
     error = with_vector(
         dtype, a.hidden,
         [&](auto type, auto n) {
@@ -169,7 +184,7 @@ const char* combine_backward(const CombineBackwardArgs& a, Scalar dtype, void* s
         },
         a.rows, a.grad, a.grad_rows);
   }
-  if (error != nullptr)
+  if (error != nullptr || packed)
     return error;
   const int64_t row_bytes = a.hidden * (dtype == Scalar::f32 ? 4 : 2);
   return clear_unowned(a.grad_rows, a.source, a.plan.rows, row_bytes, stream);

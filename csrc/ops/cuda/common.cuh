@@ -36,6 +36,20 @@ __device__ inline float warp_max(float x) {
   return x;
 }
 
+// The same of a block's kThreads threads, all of which call it.
+__device__ inline float block_sum(float x) {
+  __shared__ float part[kThreads / kWarp];
+  x = warp_sum(x);
+  __syncthreads(); // an earlier sum has been read by all
+  if (lane_id() == 0)
+    part[warp_of_block()] = x;
+  __syncthreads();
+  float total = 0.0f;
+  for (const float of_warp : part)
+    total += of_warp;
+  return total;
+}
+
 __device__ inline float widen(float x) {
   return x;
 }
@@ -59,15 +73,24 @@ template <> __device__ inline __half narrow<__half>(float x) {
 // n elements that are loaded and stored by one instruction of up to 16 bytes.
 template <class scalar, int n> struct alignas(n * sizeof(scalar)) Vector { scalar element[n]; };
 
-// The row of assignment i, or -1; as in cpu/simd.h, a plan out of range reads as void.
-__device__ inline int64_t live_row(const Plan& plan, int64_t i) {
+// The row of assignment i, or -1 if it has none; as in cpu/simd.h, a plan out of range reads as
+// void.
+__device__ inline int64_t row_of(const Plan& plan, int64_t i) {
   const int64_t expert = plan.index[i], rank = plan.rank[i];
   if (expert < 0 || rank < 0 || expert >= plan.experts)
     return -1;
   const int64_t row = plan.offset[expert] + rank;
-  if (row < 0 || row >= plan.rows || (plan.ok != nullptr && !plan.ok[row]))
-    return -1;
-  return row;
+  return row < 0 || row >= plan.rows ? -1 : row;
+}
+
+__device__ inline bool is_ok(const Plan& plan, int64_t row) {
+  return plan.ok == nullptr || plan.ok[row];
+}
+
+// The same, or -1 if the row is not ok.
+__device__ inline int64_t live_row(const Plan& plan, int64_t i) {
+  const int64_t row = row_of(plan, i);
+  return row >= 0 && is_ok(plan, row) ? row : -1;
 }
 
 inline unsigned blocks_for(int64_t work, int64_t per_block) {

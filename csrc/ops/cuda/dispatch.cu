@@ -9,6 +9,8 @@ namespace {
 template <class unit>
 __global__ void __launch_bounds__(kThreads) dispatch_kernel(DispatchArgs a, int64_t units) {
   const int64_t token = blockIdx.x;
+  if (token >= a.plan.tokens)
+    return clear_tail(a.plan, static_cast<unit*>(a.rows), units, a.source);
   __shared__ int64_t row[kMaxChoices];
   if (threadIdx.x < a.plan.choices) {
     const int64_t assignment = token * a.plan.choices + threadIdx.x;
@@ -29,9 +31,8 @@ __global__ void __launch_bounds__(kThreads) dispatch_kernel(DispatchArgs a, int6
 }
 
 template <class unit> void launch_dispatch(const DispatchArgs& a, cudaStream_t stream) {
-  const auto blocks = static_cast<unsigned>(a.plan.tokens);
-  dispatch_kernel<unit>
-      <<<blocks, kThreads, 0, stream>>>(a, a.row_bytes / static_cast<int64_t>(sizeof(unit)));
+  dispatch_kernel<unit><<<blocks_of(a.plan), kThreads, 0, stream>>>(
+      a, a.row_bytes / static_cast<int64_t>(sizeof(unit)));
 }
 
 } // namespace
@@ -40,7 +41,8 @@ const char* dispatch(const DispatchArgs& a, void* stream_pointer) {
   const auto stream = static_cast<cudaStream_t>(stream_pointer);
   if (a.plan.rows == 0)
     return nullptr;
-  const char* error = forget_sources(a.source, a.plan.rows, stream);
+  const bool packed = is_packed(a.plan);
+  const char* error = packed ? nullptr : forget_sources(a.source, a.plan.rows, stream);
   if (error == nullptr && a.plan.tokens > 0) {
     if (a.row_bytes % 16 == 0 && aligned16(a.x) && aligned16(a.rows))
       launch_dispatch<uint4>(a, stream);
@@ -50,8 +52,9 @@ const char* dispatch(const DispatchArgs& a, void* stream_pointer) {
       launch_dispatch<uint8_t>(a, stream);
     error = launch_error();
   }
-  return error != nullptr ? error
-                          : clear_unowned(a.rows, a.source, a.plan.rows, a.row_bytes, stream);
+  return error != nullptr || packed
+             ? error
+             : clear_unowned(a.rows, a.source, a.plan.rows, a.row_bytes, stream);
 }
 
 } // namespace lah::ops::cuda

@@ -68,4 +68,21 @@ struct GridView {
   }
 };
 
+// logsumexp over usable experts; 0 if there is none
+__device__ inline float log_sum_exp(const RouteGridArgs& a, const GridView& view,
+                                    const float* logits) {
+  const int experts = view.rows * view.columns;
+  float largest = -INFINITY;
+  for (int e = lane_id(); e < experts; e += kWarp)
+    if (is_alive(a.alive, e))
+      largest = fmaxf(largest, finite_or_void(view.score(logits, e)));
+  largest = warp_max(largest);
+  if (largest == -INFINITY)
+    return 0.0f;
+  float total = 0.0f;
+  for (int e = lane_id(); e < experts; e += kWarp)
+    total += view.probability(logits, a.alive, e, largest);
+  return largest + logf(warp_sum(total));
+}
+
 } // namespace lah::ops::cuda

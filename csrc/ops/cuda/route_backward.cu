@@ -3,23 +3,6 @@
 namespace lah::ops::cuda {
 namespace {
 
-// <p, d_p> of a token: a softmax couples all its experts. A warp a token.
-__global__ void __launch_bounds__(kThreads) slope_kernel(RouteBackwardArgs a) {
-  const int64_t token = static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + warp_of_block();
-  if (token >= a.tokens)
-    return;
-  const GridView view(a.grid);
-  const float* logits = static_cast<const float*>(a.logits) + token * a.grid.logits;
-  const float* d_mean = static_cast<const float*>(a.grad_stats) + a.grid.experts;
-  const float lse = static_cast<const float*>(a.lse)[token];
-  float total = 0.0f;
-  for (int e = lane_id(); e < a.grid.experts; e += kWarp)
-    total += view.probability(logits, a.alive, e, lse) * d_mean[e];
-  total = warp_sum(total);
-  if (lane_id() == 0)
-    static_cast<float*>(a.slope)[token] = total;
-}
-
 // One logit of one token: coordinate `at` of axis `axis`, which expert e has if e / after % size ==
 // at.
 struct Coordinate {
@@ -39,15 +22,13 @@ struct Coordinate {
 
 // What lse and stats send to this logit: q = p (d_lse + (d_p - <p, d_p>) / tokens) of every expert
 // that has the coordinate.
-__device__ float dense_gradient(const RouteBackwardArgs& a, int64_t token,
-                                const Coordinate& where) {
-  const GridView view(a.grid);
+__device__ float dense_gradient(const RouteBackwardArgs& a, int64_t token, const GridView& view,
+                                const Coordinate& where, float mean) {
   const float* logits = static_cast<const float*>(a.logits) + token * a.grid.logits;
   const float* d_mean =
       a.grad_stats != nullptr ? static_cast<const float*>(a.grad_stats) + a.grid.experts : nullptr;
   const float lse = static_cast<const float*>(a.lse)[token];
   const float d_lse = a.grad_lse != nullptr ? static_cast<const float*>(a.grad_lse)[token] : 0.0f;
-  const float mean = d_mean != nullptr ? static_cast<const float*>(a.slope)[token] : 0.0f;
   const float per_token = 1.0f / static_cast<float>(a.tokens);
   float total = 0.0f;
   const int block = where.size * where.after;
@@ -60,36 +41,44 @@ __device__ float dense_gradient(const RouteBackwardArgs& a, int64_t token,
   return total;
 }
 
-// A thread a logit: each adds what reaches it, in the order of the choices.
-__global__ void __launch_bounds__(kThreads) grad_kernel(RouteBackwardArgs a) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= a.tokens * a.grid.logits)
-    return;
-  const int64_t token = i / a.grid.logits;
-  const Coordinate where(a.grid, static_cast<int>(i % a.grid.logits));
+// <p, d_p> of a token: a softmax couples all its experts. By a block.
+__device__ float mean_gradient(const RouteBackwardArgs& a, int64_t token, const GridView& view) {
+  const float* logits = static_cast<const float*>(a.logits) + token * a.grid.logits;
+  const float* d_mean = static_cast<const float*>(a.grad_stats) + a.grid.experts;
+  const float lse = static_cast<const float*>(a.lse)[token];
   float total = 0.0f;
-  for (int64_t j = token * a.choices; a.grad_score != nullptr && j < (token + 1) * a.choices; ++j) {
-    const int expert = a.index[j];
-    if (expert >= 0 && expert / where.after % where.size == where.at)
-      total += static_cast<const float*>(a.grad_score)[j];
+  for (int e = static_cast<int>(threadIdx.x); e < a.grid.experts; e += kThreads)
+    total += view.probability(logits, a.alive, e, lse) * d_mean[e];
+  return block_sum(total);
+}
+
+// A block a token, a thread a logit: each adds what reaches it, in the order of the choices.
+__global__ void __launch_bounds__(kThreads) grad_kernel(RouteBackwardArgs a) {
+  const int64_t token = blockIdx.x;
+  const GridView view(a.grid);
+  const float mean = a.grad_stats != nullptr ? mean_gradient(a, token, view) : 0.0f;
+  for (int at = static_cast<int>(threadIdx.x); at < a.grid.logits; at += kThreads) {
+    const Coordinate where(a.grid, at);
+    float total = 0.0f;
+    for (int64_t j = token * a.choices; a.grad_score != nullptr && j < (token + 1) * a.choices;
+         ++j) {
+      const int expert = a.index[j];
+      if (expert >= 0 && expert < a.grid.experts && expert / where.after % where.size == where.at)
+        total += static_cast<const float*>(a.grad_score)[j];
+    }
+    if (a.grad_lse != nullptr || a.grad_stats != nullptr)
+      total += dense_gradient(a, token, view, where, mean);
+    static_cast<float*>(a.grad_logits)[token * a.grid.logits + at] = total;
   }
-  if (a.grad_lse != nullptr || a.grad_stats != nullptr)
-    total += dense_gradient(a, token, where);
-  static_cast<float*>(a.grad_logits)[i] = total;
 }
 
 } // namespace
 
-const char* route_backward(const RouteBackwardArgs& a, void* stream_pointer) {
-  const auto stream = static_cast<cudaStream_t>(stream_pointer);
+const char* route_backward(const RouteBackwardArgs& a, void* stream) {
   if (a.tokens == 0)
     return nullptr;
-  if (a.grad_stats != nullptr) {
-    slope_kernel<<<blocks_for(a.tokens, kThreads / kWarp), kThreads, 0, stream>>>(a);
-    if (const char* error = launch_error())
-      return error;
-  }
-  grad_kernel<<<blocks_for(a.tokens * a.grid.logits, kThreads), kThreads, 0, stream>>>(a);
+  grad_kernel<<<static_cast<unsigned>(a.tokens), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
+      a);
   return launch_error();
 }
 

@@ -1,54 +1,10 @@
-// Exact top-k of a product grid, a warp a token.
+// Exact top-k of a product grid.
+#include "ops/cuda/best.cuh"
 #include "ops/cuda/grid_scores.cuh"
+#include "ops/cuda/route_launch.cuh"
 
 namespace lah::ops::cuda {
 namespace {
-
-struct Scored {
-  float score;
-  int id;
-};
-constexpr int kNoId = 0x7fffffff;
-
-__device__ bool before(const Scored& a, const Scored& b) {
-  return a.score > b.score || (a.score == b.score && a.id < b.id);
-}
-
-__device__ Scored shuffle(const Scored& x, int lane) {
-  return {__shfl_sync(kAllLanes, x.score, lane), __shfl_sync(kAllLanes, x.id, lane)};
-}
-
-// The best of all lanes' entries.
-__device__ Scored warp_best(Scored x) {
-  for (int step = kWarp / 2; step > 0; step /= 2) {
-    const Scored other{__shfl_xor_sync(kAllLanes, x.score, step),
-                       __shfl_xor_sync(kAllLanes, x.id, step)};
-    if (before(other, x))
-      x = other;
-  }
-  return x;
-}
-
-// The 32 best experts that were offered, lane j holding the j-th.
-struct Best {
-  Scored mine{-INFINITY, kNoId};
-  Scored worst{-INFINITY, kNoId}; // the k-th
-  int k;
-
-  __device__ explicit Best(int choices) : k(choices) {}
-
-  // All lanes offer the same entry.
-  __device__ void insert(const Scored& entry) {
-    const int place = __popc(__ballot_sync(kAllLanes, before(mine, entry)));
-    const Scored above{__shfl_up_sync(kAllLanes, mine.score, 1),
-                       __shfl_up_sync(kAllLanes, mine.id, 1)};
-    if (lane_id() == place)
-      mine = entry;
-    else if (lane_id() > place)
-      mine = above;
-    worst = shuffle(mine, k - 1);
-  }
-};
 
 // Every usable expert of a row that can enter is inserted.
 __device__ void scan_row(const RouteGridArgs& a, const GridView& view, const float* logits,
@@ -91,7 +47,7 @@ __device__ Scored next_row(const RouteGridArgs& a, const GridView& view, const f
   return warp_best(best);
 }
 
-__device__ Best choose(const RouteGridArgs& a, const GridView& view, const float* logits) {
+__device__ Best best_of(const RouteGridArgs& a, const GridView& view, const float* logits) {
   Best best(static_cast<int>(a.k));
   const float column = best_column(view, logits);
   if (column == -INFINITY)
@@ -106,91 +62,32 @@ __device__ Best choose(const RouteGridArgs& a, const GridView& view, const float
   return best;
 }
 
-// logsumexp over usable experts; 0 if there is none
-__device__ float log_sum_exp(const RouteGridArgs& a, const GridView& view, const float* logits) {
-  const int experts = view.rows * view.columns;
-  float largest = -INFINITY;
-  for (int e = lane_id(); e < experts; e += kWarp)
-    if (is_alive(a.alive, e))
-      largest = fmaxf(largest, finite_or_void(view.score(logits, e)));
-  largest = warp_max(largest);
-  if (largest == -INFINITY)
-    return 0.0f;
-  float total = 0.0f;
-  for (int e = lane_id(); e < experts; e += kWarp)
-    total += view.probability(logits, a.alive, e, largest);
-  return largest + logf(warp_sum(total));
-}
+struct ChooseFromGrid {
+  RouteGridArgs a;
 
-__global__ void __launch_bounds__(kThreads) route_kernel(RouteGridArgs a) {
-  const int64_t token = static_cast<int64_t>(blockIdx.x) * (kThreads / kWarp) + warp_of_block();
-  if (token >= a.tokens)
-    return;
-  const GridView view(a.grid);
-  const float* logits = static_cast<const float*>(a.logits) + token * a.grid.logits;
-  const Best best = choose(a, view, logits);
-  if (lane_id() < a.k) {
-    const int64_t i = token * a.k + lane_id();
-    const bool found = best.mine.id != kNoId;
-    a.index[i] = found ? best.mine.id : -1;
-    static_cast<float*>(a.score)[i] = found ? best.mine.score : 0.0f;
+  // A warp a token.
+  __device__ void choose(int64_t token) const {
+    const GridView view(a.grid);
+    const float* logits = static_cast<const float*>(a.logits) + token * a.grid.logits;
+    write_choices(a, token, best_of(a, view, logits),
+                  [&](int id) { return view.score(logits, id); });
+    if (a.lse == nullptr)
+      return;
+    const float lse = log_sum_exp(a, view, logits);
+    if (lane_id() == 0)
+      static_cast<float*>(a.lse)[token] = lse;
   }
-  if (a.lse == nullptr)
-    return;
-  const float lse = log_sum_exp(a, view, logits);
-  if (lane_id() == 0)
-    static_cast<float*>(a.lse)[token] = lse;
-}
-
-// Sum of an expert's probabilities over a tile of tokens: a thread an expert, so that no sum needs
-// an atomic.
-__global__ void __launch_bounds__(kThreads) probability_kernel(RouteGridArgs a, int64_t tile) {
-  const int expert = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x);
-  if (expert >= a.grid.experts)
-    return;
-  const GridView view(a.grid);
-  const int64_t begin = blockIdx.y * tile, end = min(begin + tile, a.tokens);
-  float total = 0.0f;
-  for (int64_t t = begin; t < end; ++t)
-    total += view.probability(static_cast<const float*>(a.logits) + t * a.grid.logits, a.alive,
-                              expert, static_cast<const float*>(a.lse)[t]);
-  static_cast<float*>(a.tile_probability)[blockIdx.y * a.grid.experts + expert] = total;
-}
-
-__global__ void __launch_bounds__(kThreads) stats_kernel(RouteGridArgs a, int64_t tiles) {
-  const int64_t expert = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (expert >= a.grid.experts)
-    return;
-  float total = 0.0f;
-  for (int64_t i = 0; i < tiles; ++i)
-    total += static_cast<const float*>(a.tile_probability)[i * a.grid.experts + expert];
-  auto* stats = static_cast<float*>(a.stats);
-  stats[expert] = static_cast<float>(a.count[expert]);
-  stats[a.grid.experts + expert] = a.tokens == 0 ? 0.0f : total / static_cast<float>(a.tokens);
-}
+  // Of an expert, once the token's lse is known.
+  __device__ float probability(int64_t token, int expert) const {
+    return GridView(a.grid).probability(static_cast<const float*>(a.logits) + token * a.grid.logits,
+                                        a.alive, expert, static_cast<const float*>(a.lse)[token]);
+  }
+};
 
 } // namespace
 
-const char* route_grid(const RouteGridArgs& a, void* stream_pointer) {
-  const auto stream = static_cast<cudaStream_t>(stream_pointer);
-  if (a.tokens > 0) {
-    route_kernel<<<blocks_for(a.tokens, kThreads / kWarp), kThreads, 0, stream>>>(a);
-    if (const char* error = launch_error())
-      return error;
-  }
-  if (const char* error = plan(plan_of(a), stream))
-    return error;
-  if (a.stats == nullptr)
-    return nullptr;
-  const unsigned expert_blocks = blocks_for(a.grid.experts, kThreads);
-  if (a.tokens > 0) {
-    const dim3 blocks(expert_blocks, static_cast<unsigned>(stats_tiles(a.tokens)));
-    probability_kernel<<<blocks, kThreads, 0, stream>>>(a, stats_tile(a.tokens));
-    if (const char* error = launch_error())
-      return error;
-  }
-  stats_kernel<<<expert_blocks, kThreads, 0, stream>>>(a, stats_tiles(a.tokens));
-  return launch_error();
+const char* route_grid(const RouteGridArgs& a, void* stream) {
+  return route_in_one_launch(ChooseFromGrid{a}, a, stream);
 }
 
 } // namespace lah::ops::cuda
