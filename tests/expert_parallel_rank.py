@@ -70,7 +70,7 @@ def check_gradients(
 
     out, losses = model(tokens[rank], alive, want_losses=True)
     same(out, want.split(counts)[rank])
-    for got_loss, want_loss in zip(losses, want_losses, strict=True):
+    for got_loss, want_loss in zip(losses, want_losses, strict=True):  # and assignments
         same(got_loss, want_loss)
     loss = world * (out - target[rank]).square().sum() / sum(counts)  # their mean over ranks is the loss above
     (loss + 0.3 * losses.balance + 0.2 * losses.z).backward()
@@ -93,19 +93,25 @@ def check_20_steps(moe: MoE, peer_capacity: float | None = None) -> None:
     history: list[tuple[float, float]] = []
     for _ in range(20):
         seen = []
-        for m, rows, optimizer in zip(
-            (moe, model), (slice(None), slice(24 * rank, 24 * rank + 24)), optimizers, strict=True
+        for m, router, rows, optimizer in (
+            (moe, moe.router, slice(None), optimizers[0]),
+            (model, layer.router, slice(24 * rank, 24 * rank + 24), optimizers[1]),
         ):
             out, losses = m(x[rows], want_losses=True)
             loss = (out - target[rows]).square().mean() + 0.01 * losses.balance + 0.001 * losses.z
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            if isinstance(router, Router) and router.bias is not None:
+                router.update_bias(losses.assigned, rate=0.01)
             seen.append(loss.detach())
         dist.all_reduce(seen[1])
         history.append((seen[0].item(), seen[1].item() / world))
     assert history[-1][0] < 0.9 * history[0][0], history
     assert all(abs(got - want) <= 1e-4 * want for want, got in history), history
+    for mine, whole in zip(layer.router.buffers(), moe.router.buffers(), strict=True):
+        assert mine.any()
+        same(mine, whole)
 
 
 def training_of_a_router() -> None:
@@ -116,6 +122,10 @@ def training_of_a_grid() -> None:
     check_20_steps(make(GridRouter, (2, 4)))
 
 
+def training_with_a_balancing_bias() -> None:
+    check_20_steps(make(score="sigmoid", balance_bias=True))
+
+
 def training_in_equal_shares() -> None:
     check_20_steps(make(GridRouter, (2, 4)), peer_capacity=4.0)
 
@@ -124,11 +134,13 @@ def gradients() -> None:
     world = dist.get_world_size()
     check_gradients(make(), [16] * world)
     check_gradients(make(GridRouter, (4, 2)), [16] * world)
+    check_gradients(make(score="sigmoid", groups=4, top_groups=2), [16] * world)
     check_gradients(make(k=1), [16] * world)
     check_gradients(make(k=6), [16] * world)  # more choices than ranks
 
 
 def gradients_in_equal_shares() -> None:
+    check_gradients(make(score="sigmoid"), [16] * dist.get_world_size(), peer_capacity=4.0)
     check_gradients(make(), [16] * dist.get_world_size(), peer_capacity=4.0)
 
 
@@ -148,7 +160,7 @@ def ranks_without_tokens() -> None:
     for peer_capacity in (None, 1.0):
         layer.peer_capacity = peer_capacity
         out, losses = layer(torch.zeros(0, 3, HIDDEN), want_losses=True)  # none anywhere
-        (out.sum() + sum(losses)).backward()
+        (out.sum() + losses.balance + losses.z).backward()
         assert out.shape == (0, 3, HIDDEN)
         assert all(p.grad is not None and not p.grad.any() for p in layer.parameters())
 
@@ -169,9 +181,13 @@ def dropped(moe: MoE, x: Tensor, share: int) -> Tensor:
 
 
 def small_equal_shares() -> None:
+    check_small_equal_shares(make())
+    check_small_equal_shares(make(score="sigmoid"))
+
+
+def check_small_equal_shares(moe: MoE) -> None:
     """What does not fit is void, as if one process had not chosen it."""
     rank, world = dist.get_rank(), dist.get_world_size()
-    moe = make()
     layer = ExpertParallelMoE.from_local(moe, peer_capacity=0.5)
     model = data_parallel(layer)
     total, voids = torch.zeros(()), 0
@@ -179,9 +195,10 @@ def small_equal_shares() -> None:
         route = moe.router(x)
         index = dropped(moe, x, -(-17 * min(3, world) // (2 * world)))
         voids += int((index < 0).sum())
-        plan = ops.plan(index, EXPERTS)
-        rows, _ = ops.dispatch(x, index, plan.rank, plan.offset)
-        out, _ = ops.combine(moe.experts(rows, plan.offset), route.score, index, plan.rank, plan.offset)
+        rank_of, offset, _ = ops.plan(index, EXPERTS)
+        rows, _ = ops.dispatch(x, index, rank_of, offset)
+        rows = moe.experts(rows, offset)
+        out, _ = ops.combine(rows, route.score, index, rank_of, offset, normalize=moe.router.normalize)
         total = total + out.square().mean() / world
         if r == rank:
             got = model(x)
@@ -381,6 +398,7 @@ def leave(status: int, passed: str = "") -> None:
 ALWAYS = (
     training_of_a_router,
     training_of_a_grid,
+    training_with_a_balancing_bias,
     training_in_equal_shares,
     gradients,
     gradients_in_equal_shares,

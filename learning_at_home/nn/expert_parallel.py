@@ -23,7 +23,7 @@ many tokens, that is the loss of one process with all their tokens; where not, w
 by W * T / (tokens of all ranks). Experts' gradients are complete when `backward` returns, as they come from all ranks
 already; those of all else, the router's too, are local and must be averaged over the ranks: `data_parallel` does that,
 and leaves out the experts. The two losses are those of the tokens of all ranks, the same number on every rank, and
-every rank must add them with the same weight.
+every rank must add them with the same weight. `losses.assigned` is also of all ranks, as `Router.update_bias` takes it.
 
 All ranks of the group take part in each forward and each backward, also one without tokens. If one dies, the others
 get the error of torch.distributed, at the latest after the timeout of the group.
@@ -86,9 +86,9 @@ class ExpertParallelMoE(nn.Module):
         peer_capacity: None, the default: nothing is dropped; ranks tell each other how many rows come, for which the
             host waits for the device once a forward. f: static shapes, no waiting, for CUDA graphs: every rank sends
             exactly C = ceil(f * T * min(k, W) / W) rows, but no more than T, to each rank. Of the tokens for a rank the
-            first C cross; choices of further ones are void, and the softmax is over those that are left. T must then be
-            the same on all ranks. On CUDA nothing waits where `ops.grouped_mm` does not. This is also what
-            `torch.compile` takes whole; without it, it leaves the part between routing and losses as it is.
+            first C cross; choices of further ones are void, and the weights are made of those left. T must then be the
+            same on all ranks. On CUDA nothing waits where `ops.grouped_mm` does not. `torch.compile` takes such a layer
+            whole; of one that drops nothing it leaves what lies between routing and losses as it is.
 
     Attributes:
         router: the same. experts: `Experts`, those of this rank. first: id of its first expert.
@@ -163,7 +163,7 @@ class ExpertParallelMoE(nn.Module):
         given_up = self.peer_capacity is None and torch.compiler.is_compiling()
         mix = torch.compiler.disable(self._mix) if given_up else self._mix
         out = mix(x_TH, route).view(x.shape)
-        return (out, _losses_of_all(route, self.process_group, self.ranks)) if want_losses else out
+        return (out, losses_of_all_ranks(route, self.process_group, self.ranks)) if want_losses else out
 
     def _mix(self, x_TH: Tensor, route: ops.Route) -> Tensor:
         owned = self.experts.num_experts
@@ -176,7 +176,7 @@ class ExpertParallelMoE(nn.Module):
                 owner_TK, self.ranks, self.process_group, capacity_factor=self.peer_capacity, experts=owned
             )
             index_TK = index_TK.masked_fill(~kept_TK, -1)
-        weight_TK = _softmax_of_live(route.score, index_TK >= 0)
+        weight_TK = weights_of_live(route.score, index_TK >= 0, self.router.normalize)
         x_NH, weight_NK, index_NK = send(x_TH, weight_TK, index_TK, crossing)
         plan = ops.plan(index_NK - self.first, owned)  # others' experts are out of range, hence void
         layout = lay_out(index_NK - self.first, plan.rank, plan.offset, crossing.assignments)
@@ -242,21 +242,30 @@ def _copy_from_first(tensor: Tensor, group: dist.ProcessGroup | None) -> None:
         tensor.copy_(on_device)
 
 
-def _softmax_of_live(score: Tensor, live: Tensor) -> Tensor:
-    """[T, k]; zeros where not live. No NaN on the way, also where a token has nothing live."""
-    lowest = torch.finfo(score.dtype).min
-    return score.masked_fill(~live, lowest).softmax(dim=1).masked_fill(~live, 0.0)
+def weights_of_live(score: Tensor, live: Tensor, normalize: str) -> Tensor:
+    """The weights that `ops.combine` makes, [T, k]; differentiable. No NaN on the way where a token has nothing live.
+
+    Args:
+        live: bool [T, k]. normalize: "softmax" or "sum".
+    """
+    if normalize == "softmax":
+        lowest = torch.finfo(score.dtype).min
+        return score.masked_fill(~live, lowest).softmax(dim=1).masked_fill(~live, 0.0)
+    weight = score.masked_fill(~live, 0.0)
+    total = weight.sum(dim=1, keepdim=True)
+    return weight / total.masked_fill(total == 0, 1.0)
 
 
-def _losses_of_all(route: ops.Route, group: dist.ProcessGroup | None, ranks: int) -> RouterLosses:
-    """The losses of all ranks' tokens together."""
+def losses_of_all_ranks(route: ops.Route, group: dist.ProcessGroup | None, ranks: int) -> RouterLosses:
+    """`router_losses` of all ranks' tokens together, the same on every rank."""
     tokens, experts = len(route.lse), route.stats.size(1)
     assigned, probability = route.stats
     square = route.lse.square().sum()
     mine = torch.cat([assigned, probability * tokens, torch.stack([square, torch.full_like(square, tokens)])])
     assigned, probability, (square, tokens_of_all) = _SumOfRanks.apply(mine, group, ranks).split([experts, experts, 2])
     tokens_of_all = tokens_of_all.clamp(min=1)
-    return RouterLosses(balance_loss(torch.stack([assigned, probability / tokens_of_all])), square / tokens_of_all)
+    stats = torch.stack([assigned, probability / tokens_of_all])
+    return RouterLosses(balance_loss(stats), square / tokens_of_all, assigned.detach())
 
 
 class _SumOfRanks(torch.autograd.Function):
