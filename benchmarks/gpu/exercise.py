@@ -15,14 +15,13 @@ from torch import Tensor
 from learning_at_home import ops
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
-EXACT = 8  # the first results of a mixture: index, rank, offset, source, codes and their scales
 SHAPES = ((37, (9,), 3, {}), (130, (7, 9), 4, {"capacity": 9, "align": 8}), (65, (3, 4, 5), 8, {"beam": 3}))
 
 
 def mixture(
     device: str, dtype: torch.dtype, tokens: int, grid: tuple[int, ...], k: int, options: dict[str, Any]
 ) -> list[Tensor]:
-    """Route, dispatch (also quantized), swiglu and combine: dead experts, lost rows, a residual, and all gradients."""
+    """Route, dispatch, swiglu and combine with dead experts, lost rows and a residual, and all gradients."""
     generator = torch.Generator().manual_seed(tokens)
     experts = int(torch.tensor(grid).prod())
 
@@ -34,12 +33,6 @@ def mixture(
     route = ops.route_grid(logits, grid, k, alive=alive, want_stats=True, **options)
     plan = (route.index, route.rank, route.offset)
     rows, source = ops.dispatch(x, *plan, align=options.get("align", 1))
-    codes, restored = [], []
-    for packed, block in ((torch.int8, 0), (torch.float8_e4m3fn, 16), (torch.bfloat16, 0)):
-        layout = {"dtype": packed, "block": block, "align": options.get("align", 1)}
-        quantized, scale, _ = ops.dispatch_quantized(x.detach(), *plan, **layout)
-        codes += [quantized, scale] if packed != torch.bfloat16 else []
-        restored.append(ops.dequantize(quantized, scale, dtype=dtype, block=block))
     factor = normal(len(rows), kind=torch.float32)
     gated = ops.swiglu(rows, factor)
     ok = (torch.rand(len(rows), generator=generator) < 0.8).to(device) & (source >= 0)
@@ -50,19 +43,55 @@ def mixture(
     loss = route.lse.square().sum() + (route.stats[1] * torch.arange(experts, device=device)).sum()
     leaves = (logits, x, residual, factor)
     found = torch.autograd.grad([*outs, loss], leaves, [*grads, torch.ones_like(loss)])
-    return [*plan, source, *codes, *restored, route.score, route.lse, route.stats, *outs, *found]
+    return [*plan, source, route.score, route.lse, route.stats, *outs, *found]
+
+
+def grouped(device: str, dtype: torch.dtype, tokens: int) -> list[Tensor]:
+    """route with sigmoids, a bias and groups; its layout once more by plan; the gradient of scores and statistics."""
+    generator = torch.Generator().manual_seed(tokens)
+    logits = torch.randn(tokens, 64, generator=generator).to(device, dtype).requires_grad_()
+    bias = torch.randn(64, generator=generator).to(device)
+    route = ops.route(
+        logits, 6, bias=bias, score="sigmoid", groups=8, top_groups=3, capacity=9, align=4, want_stats=True
+    )
+    plan = ops.plan(route.index, 64, capacity=9, align=4)
+    factor = torch.linspace(-1, 1, 6, device=device)
+    loss = (route.score * factor).sum() + route.lse.sum() + route.stats[1].square().sum()
+    return [route.index, *plan, route.rank, route.offset, route.score, *torch.autograd.grad(loss, logits)]
+
+
+def quantized(device: str, dtype: torch.dtype, tokens: int) -> list[Tensor]:
+    """Rows of 8 bits and back, whole rows and blocks; nothing where there are no such ops."""
+    if not hasattr(ops, "dispatch_quantized"):
+        return []
+    generator = torch.Generator().manual_seed(tokens)
+    x = torch.randn(tokens, 70, generator=generator).to(device, dtype)
+    index = torch.randint(-1, 9, (tokens, 3), generator=generator, dtype=torch.int32).to(device)
+    plan = (index, *ops.plan(index, 9, capacity=9)[:2])
+    found = []
+    for packed, block in ((torch.int8, 0), (torch.int8, 32), (torch.float8_e4m3fn, 0), (torch.float8_e4m3fn, 32)):
+        rows, scale, source = ops.dispatch_quantized(x, *plan, dtype=packed, block=block)
+        found += [rows.view(torch.int8), scale, source, ops.dequantize(rows, scale, dtype=dtype, block=block)]
+    return found
+
+
+def everything(
+    device: str, dtype: torch.dtype, tokens: int, grid: tuple[int, ...], k: int, options: dict[str, Any]
+) -> list[Tensor]:
+    """All of the above."""
+    whole = mixture(device, dtype, tokens, grid, k, options)
+    return [*whole, *grouped(device, dtype, tokens), *quantized(device, dtype, tokens)]
 
 
 def differing(device: str) -> list[str]:
-    """The mixtures that differ from those of the CPU; ids, ranks and offsets bit for bit."""
+    """What differs from the CPU: integers at all, floats by more than rounding."""
     wrong = []
     for dtype, tolerance in TOLERANCE.items():
         for tokens, grid, k, options in SHAPES:
-            got = mixture(device, dtype, tokens, grid, k, options)
-            want = mixture("cpu", dtype, tokens, grid, k, options)
+            got, want = (everything(where, dtype, tokens, grid, k, options) for where in (device, "cpu"))
             for i, pair in enumerate(zip(got, want, strict=True)):
                 x, y = (side.detach().cpu().double() for side in pair)
-                if not (x - y).norm() <= (tolerance if i >= EXACT else 0.0) * y.norm():
+                if not (x - y).norm() <= (tolerance if got[i].is_floating_point() else 0.0) * y.norm():
                     wrong.append(f"{dtype}, grid {grid}, result {i}")
     return wrong
 
