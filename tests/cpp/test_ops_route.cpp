@@ -265,6 +265,7 @@ TYPED_TEST(OpsRoute, AllTokensToOneExpertWithCapacity) {
   for (const int64_t capacity : {0, 100}) {
     RouteCase<TypeParam> c(random, make_grid({16, 17}), 4097, Flavour::normal);
     c.k = 1, c.beam = 0, c.align = 8, c.capacity = capacity, c.masked = false;
+    c.want_stats = true;                   // tiles of more than kTokenTile tokens
     for (int64_t t = 0; t < c.tokens; ++t) // expert (3, 16)
       c.logits[t * 33 + 3] = c.logits[t * 33 + 16 + 16] = 100;
     const auto out = run(c, Split::threads, kBefore);
