@@ -17,10 +17,18 @@ from learning_at_home.ops.reference import LARGEST
 RAW = torch.ops.learning_at_home
 
 
-def quantized(tokens: int, k: int, hidden: int, dtype: torch.dtype, packed: torch.dtype, block: int) -> dict[str, Pair]:
+def quantized(
+    tokens: int,
+    k: int,
+    hidden: int,
+    dtype: torch.dtype,
+    packed: torch.dtype,
+    block: int,
+    device: str | torch.device = "cpu",
+) -> dict[str, Pair]:
     """There: a token is read, k rows of codes are written. Back: codes are read, floats are written."""
-    x = torch.randn(tokens, hidden).to(dtype)
-    index, _, rank, offset, *_ = ops.route_grid(torch.randn(tokens, 32), (16, 16), k)
+    x = torch.randn(tokens, hidden, device=device).to(dtype)
+    index, _, rank, offset, *_ = ops.route_grid(torch.randn(tokens, 32, device=device), (16, 16), k)
     rows, scale, source = ops.dispatch_quantized(x, index, rank, offset, dtype=packed, block=block)
     token = source.long() // k
     width = block or hidden
@@ -52,9 +60,8 @@ def quantized(tokens: int, k: int, hidden: int, dtype: torch.dtype, packed: torc
         return RAW.dispatch_quantized(x, index, rank, offset, dtype=packed, block=block)
 
     return {
-        f"dispatch_quantized, {name}": (ours, rows_quantized, there),
-        f"dispatch_quantized, {name}; eager: tokens first": (ours, tokens_quantized, there),
-        f"dequantize, {name}": (lambda: RAW.dequantize(rows, scale, dtype=dtype, block=block), eager_back, back),
+        f"dispatch_quantized, {name}": Pair(ours, rows_quantized, there, {"eager, tokens first": tokens_quantized}),
+        f"dequantize, {name}": Pair(lambda: RAW.dequantize(rows, scale, dtype=dtype, block=block), eager_back, back),
     }
 
 
