@@ -13,7 +13,7 @@ foreach(kernel ${kernels})
     DEPENDS "${kernel}" "${emulation}/rewrite.py" VERBATIM)
   list(APPEND kernel_sources "${rewritten}/ops/cuda/${name}")
 endforeach()
-add_library(lah_ops_cuda_emulated OBJECT "${emulation}/emulator.cpp" ${kernel_sources})
+add_library(lah_ops_cuda_emulated OBJECT "${emulation}/emulator.cpp" "${emulation}/fiber.cpp" ${kernel_sources})
 target_include_directories(lah_ops_cuda_emulated PRIVATE "${rewritten}" "${emulation}" tests/cpp csrc)
 # The kernels are written to nvcc's warnings.
 target_compile_options(lah_ops_cuda_emulated PRIVATE -Wno-conversion -Wno-sign-compare -Wno-unknown-pragmas)

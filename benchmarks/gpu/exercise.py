@@ -15,7 +15,6 @@ from torch import Tensor
 from learning_at_home import ops
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
-EXACT = 4  # the first results of a mixture: index, rank, offset and source
 SHAPES = ((37, (9,), 3, {}), (130, (7, 9), 4, {"capacity": 9, "align": 8}), (65, (3, 4, 5), 8, {"beam": 3}))
 
 
@@ -47,16 +46,52 @@ def mixture(
     return [*plan, source, route.score, route.lse, route.stats, *outs, *found]
 
 
+def grouped(device: str, dtype: torch.dtype, tokens: int) -> list[Tensor]:
+    """route with sigmoids, a bias and groups; its layout once more by plan; the gradient of scores and statistics."""
+    generator = torch.Generator().manual_seed(tokens)
+    logits = torch.randn(tokens, 64, generator=generator).to(device, dtype).requires_grad_()
+    bias = torch.randn(64, generator=generator).to(device)
+    route = ops.route(
+        logits, 6, bias=bias, score="sigmoid", groups=8, top_groups=3, capacity=9, align=4, want_stats=True
+    )
+    plan = ops.plan(route.index, 64, capacity=9, align=4)
+    factor = torch.linspace(-1, 1, 6, device=device)
+    loss = (route.score * factor).sum() + route.lse.sum() + route.stats[1].square().sum()
+    return [route.index, *plan, route.rank, route.offset, route.score, *torch.autograd.grad(loss, logits)]
+
+
+def quantized(device: str, dtype: torch.dtype, tokens: int) -> list[Tensor]:
+    """Rows of 8 bits and back, whole rows and blocks; nothing where there are no such ops."""
+    if not hasattr(ops, "dispatch_quantized"):
+        return []
+    generator = torch.Generator().manual_seed(tokens)
+    x = torch.randn(tokens, 70, generator=generator).to(device, dtype)
+    index = torch.randint(-1, 9, (tokens, 3), generator=generator, dtype=torch.int32).to(device)
+    plan = (index, *ops.plan(index, 9, capacity=9)[:2])
+    found = []
+    for packed, block in ((torch.int8, 0), (torch.int8, 32), (torch.float8_e4m3fn, 0), (torch.float8_e4m3fn, 32)):
+        rows, scale, source = ops.dispatch_quantized(x, *plan, dtype=packed, block=block)
+        found += [rows.view(torch.int8), scale, source, ops.dequantize(rows, scale, dtype=dtype, block=block)]
+    return found
+
+
+def everything(
+    device: str, dtype: torch.dtype, tokens: int, grid: tuple[int, ...], k: int, options: dict[str, Any]
+) -> list[Tensor]:
+    """All of the above."""
+    whole = mixture(device, dtype, tokens, grid, k, options)
+    return [*whole, *grouped(device, dtype, tokens), *quantized(device, dtype, tokens)]
+
+
 def differing(device: str) -> list[str]:
-    """The mixtures that differ from those of the CPU; ids, ranks and offsets bit for bit."""
+    """What differs from the CPU: integers at all, floats by more than rounding."""
     wrong = []
     for dtype, tolerance in TOLERANCE.items():
         for tokens, grid, k, options in SHAPES:
-            got = mixture(device, dtype, tokens, grid, k, options)
-            want = mixture("cpu", dtype, tokens, grid, k, options)
+            got, want = (everything(where, dtype, tokens, grid, k, options) for where in (device, "cpu"))
             for i, pair in enumerate(zip(got, want, strict=True)):
                 x, y = (side.detach().cpu().double() for side in pair)
-                if not (x - y).norm() <= (tolerance if i >= EXACT else 0.0) * y.norm():
+                if not (x - y).norm() <= (tolerance if got[i].is_floating_point() else 0.0) * y.norm():
                     wrong.append(f"{dtype}, grid {grid}, result {i}")
     return wrong
 

@@ -28,6 +28,10 @@ class Count:
     others: Counter[str] = field(default_factory=Counter)
     waits: Counter[str] = field(default_factory=Counter)
 
+    def launched(self) -> int:
+        """All kernels, copies and fills."""
+        return self.ours.total() + self.products.total() + self.others.total()
+
     def line(self) -> str:
         """In one line; the names of ours and others, as it is they that one wants to be fewer."""
         kinds = {"ours": self.ours, "others": self.others, "waits": self.waits}

@@ -10,18 +10,16 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks.common import OURS, Row
-from benchmarks.eager import EAGER, Pair, Work
+from benchmarks.eager import EAGER, Pair
 from benchmarks.gpu import layer
 from benchmarks.gpu.clock import Clock, sets_for
-from benchmarks.gpu.launches import counted
+from benchmarks.gpu.launches import Count, counted
 from benchmarks.ops import combine, dispatch, route_grid, swiglu
 from benchmarks.routed import Routed
-from learning_at_home import ops
 from learning_at_home.ops import schemas
 from learning_at_home.ops.library import has_kernel
 
@@ -93,26 +91,26 @@ def launches(clock: Clock, quick: bool) -> list[Row]:
     rows = []
     for name, pair in pairs.items():
         pair.ours()
-        rows.append(_launched(name.partition(",")[0], pair.ours, clock, 1)[1])
+        rows += _launched(name.partition(",")[0], counted(pair.ours, clock.device)[1], clock, 1)[:1]
     case = layer.Layer(sizes, k, clock.device)
     for _ in range(3):
         case.backward(case.moe(case.x))
-    out, *forward = _launched("MoE forward", lambda: case.moe(case.x), clock, 4)
-    _, *backward = _launched("MoE backward", lambda: case.backward(out), clock, 4)
-    print(", ".join(f"{row.name} {row.ours:.0f} (bar {row.bound:.0f})" for row in forward + backward))
-    return rows + forward + backward
+    out, forward = counted(lambda: case.moe(case.x), clock.device)
+    _, backward = counted(lambda: case.backward(out), clock.device)
+    rows += _launched("MoE forward", forward, clock, 4) + _launched("MoE backward", backward, clock, 4)
+    print(f"MoE forward: {forward.line()}; backward: {backward.line()}")
+    return rows
 
 
-def _launched(name: str, work: Work, clock: Clock, bar: int) -> tuple[Any, Row, Row, Row]:
-    """(its result, kernels of ours, other kernels besides matrix products, waits of the host)."""
-    result, count = counted(work, clock.device)
-    print(f"{name}: {count.line()}")
-    return (
-        result,
-        Row(f"{name}, kernels of ours", "launches", count.ours.total(), bound=bar),
-        Row(f"{name}, others", "launches", count.others.total(), bound=0),
-        Row(f"{name}, waits of the host", "waits", count.waits.total(), bound=0),
-    )
+def _launched(name: str, count: Count, clock: Clock, bar: float) -> list[Row]:
+    """Kernels of ours, other kernels besides matrix products, waits of the host."""
+    if clock.device.type == "cuda" and not count.launched():
+        raise RuntimeError(f"{name}: the profiler saw no kernel, so nothing was counted")
+    return [
+        Row(f"{name}, kernels of ours", "launches", float(count.ours.total()), bound=bar),
+        Row(f"{name}, others", "launches", float(count.others.total()), bound=0.0),
+        Row(f"{name}, waits of the host", "waits", float(count.waits.total()), bound=0.0),
+    ]
 
 
 def graph(clock: Clock, quick: bool) -> list[Row]:
@@ -156,13 +154,11 @@ def _flat(tokens: int, experts: int, k: int, clock: Clock) -> dict[str, Pair]:
         return best, index, route_grid.eager_plan(index, experts)
 
     nbytes = 4.0 * tokens * (experts + 3 * k)
-    name = f"T={tokens} E={experts} k={k}"
-    pairs = {
-        f"route_grid, {name}": Pair(lambda: torch.ops.learning_at_home.route_grid(logits, [experts], k), eager, nbytes)
+    raw, name = torch.ops.learning_at_home, f"T={tokens} E={experts} k={k}"
+    return {
+        f"route, {name}": Pair(lambda: raw.route(logits, k), eager, nbytes),
+        f"route_grid, {name}": Pair(lambda: raw.route_grid(logits, [experts], k), eager, nbytes),
     }
-    if hasattr(ops, "route"):
-        pairs[f"route, {name}"] = Pair(lambda: ops.route(logits, k), eager, nbytes)
-    return pairs
 
 
 def _compiles(clock: Clock) -> bool:

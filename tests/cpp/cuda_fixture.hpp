@@ -1,5 +1,5 @@
-// What the tests of the CUDA kernels share. They run on the emulation, beside the CPU kernels on the
-// same input: numbers of experts, rows and sources agree in every bit, values within rounding.
+// What the tests of the CUDA kernels share. They run on the emulation, beside the CPU kernels on
+// the same input: numbers of experts, rows and sources agree in every bit, values within rounding.
 #pragma once
 
 #include "cuda_emulation/emulator.hpp"
@@ -58,8 +58,8 @@ void expect_near(const char* what, const Array& got, const Array& want, double s
   for (int64_t i = 0; i < want.size(); ++i) {
     using scalar = std::remove_cvref_t<decltype(got[i])>;
     const double a = wide(got[i]), b = wide(want[i]);
-    const bool near = a == b || (std::isnan(a) && std::isnan(b)) ||
-                      std::abs(a - b) <= 2 * bound<scalar>(b, size);
+    const bool near =
+        a == b || (std::isnan(a) && std::isnan(b)) || std::abs(a - b) <= 2 * bound<scalar>(b, size);
     ASSERT_TRUE(near) << what << "[" << i << "] is " << a << ", want " << b;
   }
 }

@@ -90,7 +90,7 @@ void route_on_cpu(const RouteArgs& a) {
 // Two ways to compute a sigmoid differ in the last bit, and so may the choice among near keys: of
 // continuous keys that is rare, and here it does not happen.
 TEST(CudaRoute, SameChoicesAsOnCpu) {
-  for_seeds(150, [](Random& random) {
+  for_seeds(60, [](Random& random) {
     const AxisInput in(random);
     const int64_t top_groups = 1 + random.below(in.groups);
     SCOPED_TRACE(testing::Message()

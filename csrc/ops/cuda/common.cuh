@@ -103,14 +103,14 @@ inline const char* launch_error() {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
-inline bool aligned16(const void* pointer) {
-  return reinterpret_cast<uintptr_t>(pointer) % 16 == 0;
+inline bool aligned(const void* pointer, size_t bytes = 16) {
+  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
 }
 
 // Whether rows of `width` elements can be moved by 16 bytes, from and to all of these.
 template <class scalar, class... Pointers>
 bool vectorizes(int64_t width, const Pointers*... pointers) {
-  return width % (16 / static_cast<int64_t>(sizeof(scalar))) == 0 && (aligned16(pointers) && ...);
+  return width % (16 / static_cast<int64_t>(sizeof(scalar))) == 0 && (aligned(pointers) && ...);
 }
 
 // Calls f.template operator()<scalar>() for the C++ type of `dtype`.

@@ -44,9 +44,9 @@ const char* dispatch(const DispatchArgs& a, void* stream_pointer) {
   const bool packed = is_packed(a.plan);
   const char* error = packed ? nullptr : forget_sources(a.source, a.plan.rows, stream);
   if (error == nullptr && a.plan.tokens > 0) {
-    if (a.row_bytes % 16 == 0 && aligned16(a.x) && aligned16(a.rows))
+    if (a.row_bytes % 16 == 0 && aligned(a.x) && aligned(a.rows))
       launch_dispatch<uint4>(a, stream);
-    else if (a.row_bytes % 4 == 0)
+    else if (a.row_bytes % 4 == 0 && aligned(a.x, 4) && aligned(a.rows, 4))
       launch_dispatch<uint32_t>(a, stream);
     else
       launch_dispatch<uint8_t>(a, stream);

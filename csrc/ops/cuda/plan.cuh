@@ -142,8 +142,8 @@ const char* launch_cooperative(void (*kernel)(Args...), int64_t blocks, void* st
   if (error == cudaSuccess) {
     void* pointers[] = {&args...};
     const dim3 grid(static_cast<unsigned>(max(int64_t{1}, min(blocks, most))));
-    error = cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(kernel), grid, dim3(kThreads),
-                                        pointers, 0, static_cast<cudaStream_t>(stream));
+    error = cudaLaunchCooperativeKernel(kernel, grid, dim3(kThreads), pointers, 0,
+                                        static_cast<cudaStream_t>(stream));
   }
   if (error != cudaSuccess)
     (void)cudaGetLastError(); // or the next launch would report it again

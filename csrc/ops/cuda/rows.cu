@@ -35,9 +35,9 @@ const char* clear_unowned(void* rows, const int32_t* source, int64_t count, int6
                           cudaStream_t stream) {
   if (count == 0 || row_bytes == 0)
     return nullptr;
-  if (row_bytes % 16 == 0 && aligned16(rows))
+  if (row_bytes % 16 == 0 && aligned(rows))
     launch_clear<uint4>(rows, source, count, row_bytes, stream);
-  else if (row_bytes % 4 == 0)
+  else if (row_bytes % 4 == 0 && aligned(rows, 4))
     launch_clear<uint32_t>(rows, source, count, row_bytes, stream);
   else
     launch_clear<uint8_t>(rows, source, count, row_bytes, stream);

@@ -68,8 +68,7 @@ inline cudaError_t start(const Shape& shape, const std::function<void()>& thread
 
 // kernel<<<grid, block, bytes, stream>>>(arguments...)
 template <class... P>
-auto launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t bytes = 0,
-            cudaStream_t = nullptr) {
+auto launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t bytes = 0, cudaStream_t = nullptr) {
   return [=](P... arguments) { start({grid, block, bytes}, [&] { kernel(arguments...); }); };
 }
 
@@ -166,7 +165,7 @@ template <class T, class Change> T atomic(T* at, const Change& change) {
 
 } // namespace lah::cuda_emulation
 
-#define LAH_WHERE const std::source_location &where = std::source_location::current()
+#define LAH_WHERE const std::source_location& where = std::source_location::current()
 
 inline void __syncthreads(LAH_WHERE) {
   lah::cuda_emulation::sync_block(false, where);
@@ -190,8 +189,7 @@ template <class T> T __shfl_sync(unsigned mask, T value, int from, int width = 3
       "__shfl_sync", mask, value, w, where,
       [&](unsigned, unsigned segment) { return segment + static_cast<unsigned>(from) % w; });
 }
-template <class T>
-T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, LAH_WHERE) {
+template <class T> T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, LAH_WHERE) {
   return lah::cuda_emulation::shuffle(
       "__shfl_xor_sync", mask, value, static_cast<unsigned>(width), where,
       [&](unsigned lane, unsigned) { return lane ^ static_cast<unsigned>(bits); });
@@ -204,9 +202,8 @@ T __shfl_up_sync(unsigned mask, T value, unsigned step, int width = 32, LAH_WHER
 }
 template <class T>
 T __shfl_down_sync(unsigned mask, T value, unsigned step, int width = 32, LAH_WHERE) {
-  return lah::cuda_emulation::shuffle("__shfl_down_sync", mask, value,
-                                      static_cast<unsigned>(width), where,
-                                      [&](unsigned lane, unsigned) { return lane + step; });
+  return lah::cuda_emulation::shuffle("__shfl_down_sync", mask, value, static_cast<unsigned>(width),
+                                      where, [&](unsigned lane, unsigned) { return lane + step; });
 }
 
 template <class T> unsigned __match_any_sync(unsigned mask, T value, LAH_WHERE) {

@@ -65,8 +65,6 @@ template <class T, class Key> T& shared(Key) {
   static const char key = 0;
   return *static_cast<T*>(shared(&key, sizeof(T)));
 }
-inline void* dynamic_shared() {
-  return shared(nullptr, 0);
-}
+void* dynamic_shared(); // what the launch asked for
 
 } // namespace lah::cuda_emulation
