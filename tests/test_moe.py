@@ -168,6 +168,15 @@ def test_the_bias_balances_a_skewed_router_without_a_loss() -> None:
     assert "router.bias" in moe.state_dict()
 
 
+def test_logits_of_half_precision_weights_are_computed_in_full() -> None:
+    router = Router(HIDDEN, 16, 2).bfloat16()
+    x = torch.randn(400, HIDDEN, dtype=torch.bfloat16)
+    want = (x.float() @ router.proj.weight.float().t()).topk(2)
+    got = router(x)
+    assert torch.equal(got.index.long(), want.indices)
+    torch.testing.assert_close(got.score, want.values)
+
+
 @pytest.mark.parametrize("capacity_factor", [None, 1.0])
 def test_compiles_without_graph_breaks(capacity_factor: float | None) -> None:
     moe = make(capacity_factor=capacity_factor)

@@ -149,9 +149,8 @@ def _graph_row(case: layer.Layer, sizes: layer.Sizes, clock: Clock) -> list[Row]
 
 
 def _quantized(tokens: int, k: int, hidden: int, clock: Clock) -> dict[str, Pair]:
-    sizes = (tokens, k, hidden, torch.bfloat16)
-    int8 = quantized.quantized(*sizes, torch.int8, 0, clock.device)
-    return int8 | quantized.quantized(*sizes, torch.float8_e4m3fn, min(128, hidden), clock.device)
+    case = Routed.make(tokens, 256, k, hidden, torch.bfloat16, clock.device)
+    return quantized.pairs(case, torch.int8, 0) | quantized.pairs(case, torch.float8_e4m3fn, min(128, hidden))
 
 
 def _compiles(clock: Clock) -> bool:

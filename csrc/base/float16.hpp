@@ -26,10 +26,11 @@ LAH_INLINE float widen(float x) {
 LAH_INLINE double widen(double x) {
   return x;
 }
-LAH_INLINE float widen(BFloat16 x) {
+LAH_INLINE float
+widen(const BFloat16& x) { // by reference: loops that copy a struct do not vectorise
   return std::bit_cast<float>(uint32_t{x.bits} << 16);
 }
-LAH_INLINE float widen(Float16 x) { // without subnormal floats, which are slow or flushed
+LAH_INLINE float widen(const Float16& x) { // without subnormal floats, which are slow or flushed
   const uint32_t sign = uint32_t{x.bits & 0x8000u} << 16;
   const uint32_t magnitude = uint32_t{x.bits & 0x7fffu} << 13;
   const uint32_t normal = magnitude + (112u << 23);

@@ -27,9 +27,13 @@ def checked_grid(name: str, sizes: Sequence[int]) -> tuple[int, ...]:
 
 
 def full_precision(proj: nn.Linear, x: Tensor) -> Tensor:
-    """Logits in float32, also under autocast: half precision would change the choice for one token in twenty."""
+    """Logits in float32, also under autocast and of half-precision weights: half precision would change the choice for
+    one token in twenty.
+    """
     with torch.autocast(x.device.type, enabled=False):
-        return proj(x.to(proj.weight.dtype)).float()
+        wide = torch.promote_types(proj.weight.dtype, torch.float32)
+        bias = None if proj.bias is None else proj.bias.to(wide)
+        return nn.functional.linear(x.to(wide), proj.weight.to(wide), bias).float()
 
 
 class GridRouter(nn.Module):

@@ -46,22 +46,33 @@ template <class real> void normalize_scores(Normalize mode, real* weight, int64_
     weight[i] = total == 0 ? real{0} : weight[i] / total;
 }
 
-// out[h .. h + n) = residual + sum of weight * row. One row after the other, into sums that stay in
-// the first cache: reading all rows at once, a little of each, is more streams than processors
-// prefetch.
+// sum[0 .. n) += weight * row, while the row at `ahead`, or null, is fetched.
 template <class scalar, class real>
-LAH_INLINE void mix_part(const Choices<scalar, real>& choices, const scalar* residual, scalar* out,
-                         int64_t h, int64_t n, bool stream) {
+LAH_INLINE void add_row(real* sum, const scalar* row, real weight, int64_t n, const scalar* ahead) {
+  int64_t i = 0;
+  for (; i + kBlock <= n; i += kBlock) {
+    if (ahead != nullptr)
+      prefetch(ahead + i, kBlock * static_cast<int64_t>(sizeof(scalar)));
+    for (int64_t l = 0; l < kBlock; ++l)
+      sum[i + l] += weight * widen(row[i + l]);
+  }
+  for (; i < n; ++i)
+    sum[i] += weight * widen(row[i]);
+}
+
+// out[h .. h + n) = residual + sum of weight * row. One row after the other, into sums that stay in
+// the first cache, while those of the next token come: reading all rows at once, a little of each,
+// is more streams than processors prefetch.
+template <class scalar, class real>
+LAH_INLINE void mix_part(const Choices<scalar, real>& choices, const Choices<scalar, real>& next,
+                         const scalar* residual, scalar* out, int64_t h, int64_t n, bool stream) {
   alignas(64) real sum[kPart];
   alignas(64) scalar part[kPart];
   for (int64_t i = 0; i < n; ++i)
     sum[i] = 0;
-  for (int64_t c = 0; c < choices.count; ++c) {
-    const real w = choices.weight[c];
-    const scalar* row = choices.data[c] + h;
-    for (int64_t i = 0; i < n; ++i)
-      sum[i] += w * widen(row[i]);
-  }
+  for (int64_t c = 0; c < choices.count; ++c)
+    add_row(sum, choices.data[c] + h, choices.weight[c], n,
+            c < next.count ? next.data[c] + h : nullptr);
   if (residual != nullptr)
     for (int64_t i = 0; i < n; ++i)
       sum[i] += widen(residual[h + i]);
@@ -79,8 +90,9 @@ LAH_MULTIVERSION void combine_range(const CombineArgs& a, int64_t begin, int64_t
   auto* weight = static_cast<real*>(a.weight);
   const auto row_bytes = a.hidden * static_cast<int64_t>(sizeof(scalar));
   const bool stream = can_stream(a.out, row_bytes, a.plan.tokens * row_bytes);
+  Choices<scalar, real> choices(a.plan, rows, a.hidden, begin);
   for (int64_t t = begin; t < end; ++t) {
-    Choices<scalar, real> choices(a.plan, rows, a.hidden, t);
+    const Choices<scalar, real> next(a.plan, rows, a.hidden, std::min(t + 1, end - 1));
     for (int64_t c = 0; c < choices.count; ++c)
       choices.weight[c] = score != nullptr ? score[t * a.plan.choices + choices.slot[c]] : real{1};
     normalize_scores(a.normalize, choices.weight, choices.count);
@@ -93,7 +105,8 @@ LAH_MULTIVERSION void combine_range(const CombineArgs& a, int64_t begin, int64_t
     const scalar* added = residual != nullptr ? residual + t * a.hidden : nullptr;
     scalar* out = static_cast<scalar*>(a.out) + t * a.hidden;
     for (int64_t h = 0; h < a.hidden; h += kPart)
-      mix_part(choices, added, out, h, std::min(kPart, a.hidden - h), stream);
+      mix_part(choices, next, added, out, h, std::min(kPart, a.hidden - h), stream);
+    choices = next;
   }
   stream_fence(stream);
 }

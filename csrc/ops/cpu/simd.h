@@ -81,6 +81,12 @@ inline bool can_stream(const void* to, int64_t row_bytes, int64_t total_bytes) {
 #endif
 }
 
+// Asks for the cache lines of what will be read soon.
+LAH_INLINE void prefetch(const void* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64)
+    __builtin_prefetch(static_cast<const char*>(from) + i);
+}
+
 // memcpy; with `stream`, past the cache: then `to` and `bytes` must be multiples of 16, and
 // stream_fence must follow.
 LAH_INLINE void copy(void* to, const void* from, int64_t bytes, bool stream) {
