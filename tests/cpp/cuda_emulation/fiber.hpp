@@ -24,7 +24,7 @@ public:
   static Fiber& arrive();
 
 private:
-  static constexpr size_t kBytes = 128 << 10;
+  static constexpr size_t kBytes = 64 << 10;
 
   std::unique_ptr<char[]> memory_;
   ucontext_t context_{};
