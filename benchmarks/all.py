@@ -14,10 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.common import Row, commit, console, machine, parse_options, table_cells
+from benchmarks.common import Row, commit, console, machine, parse_options, table_lines
 from benchmarks.worker import ROOT
 
-NOT_AREAS = {"peers"}
+NOT_AREAS = {"gpu", "peers"}
 
 
 def main() -> int:
@@ -51,7 +51,6 @@ def modules() -> list[str]:
 
 def markdown(rows: list[Row]) -> str:
     """The table, under a line that says where it comes from."""
-    header, lines = table_cells(rows)
     # Where somebody's environments lie is nobody's business.
     arguments = ["PATH" if "/" in argument else argument for argument in _without_json(sys.argv[1:])]
     command = " ".join(["python -m benchmarks.all", *arguments])
@@ -60,10 +59,8 @@ def markdown(rows: list[Row]) -> str:
         "",
         f"`{command}`",
         "",
-        "|" + "|".join(header) + "|",
-        "|" + "|".join(["---", *["--:"] * (len(header) - 1)]) + "|",
     ]
-    return "\n".join(text + ["|" + "|".join(line) + "|" for line in lines])
+    return "\n".join(text + table_lines(rows))
 
 
 def _without_json(arguments: list[str]) -> list[str]:

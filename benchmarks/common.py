@@ -173,14 +173,22 @@ def report(title: str, rows: Sequence[Row], options: Options) -> None:
 def table_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Header and lines, one a figure; a peer's cell is its value and how many times better ours is."""
     peers = list(dict.fromkeys(row.peer for row in rows if row.peer is not None))
+    bounded = any(row.bound is not None for row in rows)
     lines: dict[str, list[str]] = {}
     for row in rows:
-        cells = lines.setdefault(
-            row.name, [f"{row.name}, {row.unit}", number(row.ours), *["–"] * len(peers), number(row.bound)]
-        )
+        bound = [number(row.bound)] if bounded else []
+        cells = lines.setdefault(row.name, [f"{row.name}, {row.unit}", number(row.ours), *["–"] * len(peers), *bound])
         if row.peer is not None:
-            cells[2 + peers.index(row.peer)] = f"{number(row.peer_value)} ({number(row.ratio)}×)"
-    return ["", "ours", *peers, "bound"], list(lines.values())
+            ratio = "" if row.ratio is None else f" ({number(row.ratio)}×)"
+            cells[2 + peers.index(row.peer)] = number(row.peer_value) + ratio
+    return ["", "ours", *peers, *(["bound"] if bounded else [])], list(lines.values())
+
+
+def table_lines(rows: Sequence[Row]) -> list[str]:
+    """The same in Markdown."""
+    header, lines = table_cells(rows)
+    ruler = ["---", *["--:"] * (len(header) - 1)]
+    return ["|" + "|".join(line) + "|" for line in (header, ruler, *lines)]
 
 
 def number(value: float | None) -> str:

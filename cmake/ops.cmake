@@ -42,8 +42,9 @@ endif()
 file(GLOB cpu_sources CONFIGURE_DEPENDS csrc/ops/cpu/*.cpp)
 add_library(lah_ops_cpu OBJECT ${cpu_sources})
 target_include_directories(lah_ops_cpu PUBLIC csrc)
-# Fused multiply-add would make results depend on the instruction set that the loader picks.
-target_compile_options(lah_ops_cpu PRIVATE -O3 -ffp-contract=off)
+# Fused multiply-add would make results depend on the instruction set that the loader picks. Nobody reads the flags of
+# floating-point exceptions: where they need not be right, both sides of a condition may be computed in a vector.
+target_compile_options(lah_ops_cpu PRIVATE -O3 -ffp-contract=off -fno-trapping-math)
 target_link_libraries(lah_ops_cpu PRIVATE lah_flags)
 
 file(GLOB op_sources CONFIGURE_DEPENDS csrc/ops/*.cpp)
@@ -54,9 +55,10 @@ target_compile_definitions(_C PRIVATE TORCH_TARGET_VERSION=0x020a000000000000 TO
 if(cuda_sources)
   target_compile_definitions(_C PRIVATE LAH_WITH_CUDA)
 endif()
-# A kernel that spills registers is slow: a warning, like any other an error in ./run check.
+# A kernel on the default stream would miss torch's and end its graphs: an error. One that spills registers is slow:
+# a warning, and like any other an error in ./run check.
 target_compile_options(_C PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-O3>
-                                  $<$<COMPILE_LANG_AND_ID:CUDA,NVIDIA>:-Xptxas=--warn-on-spills>)
+  $<$<COMPILE_LANG_AND_ID:CUDA,NVIDIA>:-Werror=default-stream-launch -Xptxas=--warn-on-spills>)
 target_link_libraries(_C PRIVATE lah_ops_cpu lah_flags torch_stub)
 target_link_options(_C PRIVATE -Wl,--exclude-libs,ALL LINKER:--no-as-needed)
 install(TARGETS _C LIBRARY DESTINATION learning_at_home)

@@ -42,7 +42,7 @@ def _tests_in(name: str) -> frozenset[str]:
     text = (TESTS / name).read_text(encoding="utf-8")
     if name.endswith(".cpp"):
         return frozenset(f"{suite}.{test}" for suite, test in re.findall(r"TEST(?:_[FP])?\((\w+),\s*(\w+)\)", text))
-    return frozenset(re.findall(r"^def (test_\w+)\(", text, re.MULTILINE))
+    return frozenset(re.findall(r"^ *def (test_\w+)\(", text, re.MULTILINE))
 
 
 # The original Learning@home: Ryabinin and Gusev, "Towards Crowdsourced Training of Large Neural Networks using

@@ -1,7 +1,8 @@
 """A local mixture layer, forward and backward, beside the same module in eager torch: T=4096, E=64, H=F=512, float32.
 
 Eager is written as such layers are today: top-k and softmax, a stable sort, a gather, a loop over experts, a
-scatter-add.
+scatter-add. torch.compile (with --full only: it compiles for minutes)
+breaks its graph where the loop reads the numbers of rows.
 How it is measured: see `benchmarks/eager.py`.
 """
 
@@ -48,7 +49,12 @@ def layer(tokens: int, num_experts: int, k: int) -> Pair:
     def eager() -> object:
         return torch.autograd.grad(eager_layer(moe, x).square().sum(), leaves)
 
-    return ours, eager, None
+    forward = torch.compile(eager_layer, dynamic=False)
+
+    def compiled() -> object:
+        return torch.autograd.grad(forward(moe, x).square().sum(), leaves)
+
+    return Pair(ours, eager, compiled=compiled)
 
 
 def main() -> None:
@@ -58,7 +64,9 @@ def main() -> None:
     tokens, num_experts = (1024, 16) if options.quick else (4096, 64)
     torch.manual_seed(0)
     pairs = {f"MoE forward and backward, k={k}": layer(tokens, num_experts, k) for k in (1, 2, 4, 8)}
-    beside_eager(f"A mixture of {num_experts} local experts, {tokens} tokens", pairs, options, repeats=2)
+    beside_eager(
+        f"A mixture of {num_experts} local experts, {tokens} tokens", pairs, options, repeats=2, compiling=options.full
+    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 // The kernels of every op, without torch: plain pointers to contiguous arrays, checked by
-// routing.cpp, movement.cpp and activation.cpp.
+// routing.cpp, movement.cpp, quantized.cpp and activation.cpp.
 // Meanings, shapes and the words token, choice, row, live and void are those of
 // learning_at_home/ops/reference.py.
 //
@@ -97,6 +97,26 @@ struct DispatchArgs {
   int32_t* source;   // [plan.rows]
 };
 
+// Rows in few bits: `block` consecutive elements of a row share one of its `blocks` scales.
+// bfloat16 has none: blocks is 0.
+enum class Quantized : int32_t { int8, e4m3, bf16 };
+
+struct DispatchQuantizedArgs {
+  Plan plan;
+  const void* x; // [tokens, hidden]
+  int64_t hidden, block, blocks;
+  void* rows;      // [plan.rows, hidden]
+  float* scale;    // [plan.rows, blocks]
+  int32_t* source; // [plan.rows]
+};
+
+struct DequantizeArgs {
+  const void* rows;   // [count, hidden]
+  const float* scale; // [count, blocks]
+  int64_t count, hidden, block, blocks;
+  void* out; // [count, hidden]
+};
+
 struct CombineArgs {
   Plan plan;
   const void* rows;
@@ -177,10 +197,15 @@ void plan(const PlanArgs& args);
 void route_backward(const RouteBackwardArgs& args, Scalar dtype, int64_t begin, int64_t end);
 // of sigmoid scores, on one axis
 void route_axis_backward(const RouteBackwardArgs& args, Scalar dtype, int64_t begin, int64_t end);
-// first over tokens, then over rows
+// first over tokens, then clear_unowned over rows (and over scales)
 void dispatch(const DispatchArgs& args, int64_t begin, int64_t end);
 void clear_unowned(void* rows, const int32_t* source, int64_t row_bytes, int64_t begin,
                    int64_t end);
+void dispatch_quantized(const DispatchQuantizedArgs& args, Scalar dtype, Quantized quantized,
+                        int64_t begin, int64_t end);
+// over rows; dtype is that of out
+void dequantize(const DequantizeArgs& args, Scalar dtype, Quantized quantized, int64_t begin,
+                int64_t end);
 void combine(const CombineArgs& args, Scalar dtype, int64_t begin, int64_t end);
 // first over tokens, then clear_unowned over rows
 void combine_backward(const CombineBackwardArgs& args, Scalar dtype, int64_t begin, int64_t end);
@@ -196,6 +221,9 @@ const char* plan(const PlanArgs& args, void* stream);
 const char* route_backward(const RouteBackwardArgs& args, void* stream);
 const char* route_axis_backward(const RouteBackwardArgs& args, void* stream);
 const char* dispatch(const DispatchArgs& args, void* stream);
+const char* dispatch_quantized(const DispatchQuantizedArgs& args, Scalar dtype, Quantized quantized,
+                               void* stream);
+const char* dequantize(const DequantizeArgs& args, Scalar dtype, Quantized quantized, void* stream);
 const char* combine(const CombineArgs& args, Scalar dtype, void* stream);
 const char* combine_backward(const CombineBackwardArgs& args, Scalar dtype, void* stream);
 const char* swiglu(const SwigluArgs& args, Scalar dtype, void* stream);

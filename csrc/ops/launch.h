@@ -4,6 +4,8 @@
 // message.
 #pragma once
 
+#include <algorithm>
+
 #include <torch/csrc/stable/library.h>
 
 #include "ops/checks.h"
@@ -40,6 +42,15 @@ void run(const char* op, const Tensor& like, const OnCuda& on_cuda, const OnCpu&
     }
   }
   on_cpu();
+}
+
+// On the CPU, zeros in the rows whose source is -1. Most often every row has an owner, or all but
+// the last ones: start at the first that has none.
+inline void clear_unowned(void* rows, const int32_t* source, int64_t count, int64_t row_bytes) {
+  const int64_t first = std::find(source, source + count, -1) - source;
+  parallel_for(first, count, kTokenTile, [&](int64_t begin, int64_t end) {
+    cpu::clear_unowned(rows, source, row_bytes, begin, end);
+  });
 }
 
 } // namespace lah::ops

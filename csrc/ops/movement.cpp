@@ -9,14 +9,6 @@
 namespace lah::ops {
 namespace {
 
-// Most often every row has an owner, or all but the last ones: start at the first that has none.
-void clear_unowned(void* rows, const int32_t* source, int64_t count, int64_t row_bytes) {
-  const int64_t first = std::find(source, source + count, -1) - source;
-  parallel_for(first, count, kTokenTile, [&](int64_t begin, int64_t end) {
-    cpu::clear_unowned(rows, source, row_bytes, begin, end);
-  });
-}
-
 std::tuple<Tensor, Tensor> dispatch_op(const Tensor& x, const Tensor& index, const Tensor& rank,
                                        const Tensor& offset, int64_t align) {
   const char* op = "dispatch";

@@ -1,5 +1,6 @@
 """Modules to build models and experts from."""
 
+from learning_at_home.nn.expert_parallel import ExpertParallelMoE, data_parallel
 from learning_at_home.nn.experts import DeterministicDropoutExpert, FeedForwardExpert, NopExpert, TransformerExpert
 from learning_at_home.nn.local_mixture import LocalMixture
 from learning_at_home.nn.moe import Experts, MoE, RouterLosses
@@ -10,6 +11,7 @@ __all__ = [
     "EXPERT_CLASSES",
     "DeterministicDropoutExpert",
     "ExpertClass",
+    "ExpertParallelMoE",
     "Experts",
     "FeedForwardExpert",
     "GridRouter",
@@ -19,6 +21,7 @@ __all__ = [
     "Router",
     "RouterLosses",
     "TransformerExpert",
+    "data_parallel",
     "find_expert_class",
     "register_expert_class",
 ]

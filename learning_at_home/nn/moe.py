@@ -36,20 +36,29 @@ class Experts(nn.Module):
         self.w_out = nn.Parameter(torch.empty(num_experts, inner, hidden))
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Uniform in +-1/sqrt(fan-in), as `nn.Linear`."""
         for weight in (self.w_in, self.w_out):
-            nn.init.uniform_(weight, -(weight.size(1) ** -0.5), weight.size(1) ** -0.5)
+            nn.init.uniform_(weight, -(weight.size(1) ** -0.5), weight.size(1) ** -0.5, generator=generator)
 
-    def forward(self, rows: Tensor, offset: Tensor) -> Tensor:
-        """[R, H] of `ops.dispatch` -> [R, H]; under autocast in its dtype. Rows nobody owns become anything."""
-        weights: tuple[Tensor, Tensor] = (self.w_in, self.w_out)
+    def matrices(self) -> tuple[Tensor, Tensor]:
+        """(w_in, w_out) as the products take them."""
+        return self.w_in, self.w_out
+
+    def forward(self, rows: Tensor, offset: Tensor, weight: Tensor | None = None) -> Tensor:
+        """[R, H] of `ops.dispatch` -> [R, H]; under autocast in its dtype. Rows nobody owns become anything.
+
+        Args:
+            offset: int32 [E + 1] of the rows' plan.
+            weight: [R], a factor of each row; None: 1.
+        """
+        w_in, w_out = self.matrices()
         device = rows.device.type
         if torch.is_autocast_enabled(device):
             low = torch.get_autocast_dtype(device)
-            rows, weights = rows.to(low), (weights[0].to(low), weights[1].to(low))
-        gated = ops.swiglu(ops.grouped_mm(rows, weights[0], offset))
-        return ops.grouped_mm(gated, weights[1], offset)
+            rows, w_in, w_out = rows.to(low), w_in.to(low), w_out.to(low)
+        gated = ops.swiglu(ops.grouped_mm(rows, w_in, offset), weight)
+        return ops.grouped_mm(gated, w_out, offset)
 
     def extra_repr(self) -> str:
         return f"num_experts={self.num_experts}, hidden={self.hidden}, inner={self.inner}"

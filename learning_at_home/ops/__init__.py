@@ -9,6 +9,7 @@ from .activation import swiglu
 from .grouped import grouped_mm
 from .library import load
 from .movement import combine, dispatch
+from .quantized import dequantize, dispatch_quantized
 from .routing import Plan, Route, alive_bitmap, plan, route, route_grid
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "Route",
     "alive_bitmap",
     "combine",
+    "dequantize",
     "dispatch",
+    "dispatch_quantized",
     "grouped_mm",
     "plan",
     "route",

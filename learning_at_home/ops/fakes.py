@@ -85,6 +85,25 @@ def dispatch(x: Tensor, index: Tensor, rank: Tensor, offset: Tensor, *, align: i
     return x.new_empty([r, x.size(1)]), index.new_empty([r])
 
 
+def dispatch_quantized(
+    x: Tensor,
+    index: Tensor,
+    rank: Tensor,
+    offset: Tensor,
+    *,
+    dtype: torch.dtype,
+    block: int = 0,
+    align: int = 1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    r, hidden = rows_of(index.size(0) * index.size(1), offset.size(0) - 1, align), x.size(1)
+    scales = [0] if dtype == torch.bfloat16 else [r, (hidden + block - 1) // block] if block else [r]
+    return x.new_empty([r, hidden], dtype=dtype), x.new_empty(scales, dtype=torch.float32), index.new_empty([r])
+
+
+def dequantize(rows: Tensor, scale: Tensor, *, dtype: torch.dtype, block: int = 0) -> Tensor:
+    return torch.empty_like(rows, dtype=dtype)
+
+
 def dispatch_backward(
     grad_rows: Tensor, index: Tensor, rank: Tensor, offset: Tensor, *, ok: Tensor | None = None
 ) -> Tensor:
@@ -141,5 +160,6 @@ def register(library: torch.library.Library) -> None:
     """Register every fake with the library that defined the ops."""
     routing = (route, route_grid, plan, route_backward)
     movement = (dispatch, dispatch_backward, combine, combine_backward)
-    for fake in (*routing, *movement, swiglu, swiglu_backward, grouped_mm, grouped_mm_backward):
+    quantized = (dispatch_quantized, dequantize)
+    for fake in (*routing, *movement, *quantized, swiglu, swiglu_backward, grouped_mm, grouped_mm_backward):
         torch.library.register_fake(f"{NAMESPACE}::{fake.__name__}", fake, lib=library)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 SOFTMAX, SUM, NONE = 0, 1, 2  # `normalize` of combine
 LOGIT, SIGMOID = 0, 1  # `score` of route
+LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}  # of quantized rows
 
 
 def rows_of(assignments: int, experts: int, align: int) -> int:
@@ -262,6 +263,51 @@ def dispatch(x: Tensor, index: Tensor, rank: Tensor, offset: Tensor, *, align: i
     rows = x.new_zeros(r, x.size(1))
     rows[row[live]] = x[live.nonzero()[:, 0]]
     return rows, source
+
+
+def quantize(x: Tensor, dtype: torch.dtype, block: int) -> tuple[Tensor, Tensor]:
+    """(rows [T, H], scale) of float32 x: `block` consecutive elements (0: all of a row) share the scale
+    absmax / largest, at least 2^-126, and are multiplied by its inverse, all in float32. Elements whose absmax is not
+    finite become zeros with the scale NaN: all of them read as NaN.
+    """
+    if dtype == torch.bfloat16:
+        return x.to(dtype), x.new_empty(0)
+    hidden = x.size(1)
+    width = block or max(hidden, 1)
+    blocks = -(-hidden // block) if block else 1
+    x = torch.nn.functional.pad(x, (0, blocks * width - hidden)).view(len(x), blocks, width)
+    absmax = x.abs().amax(2, keepdim=True)
+    scale = (absmax / torch.full_like(absmax, LARGEST[dtype])).clamp(min=2.0**-126)
+    scale = scale.masked_fill(absmax == 0, 0.0).masked_fill(~absmax.isfinite(), math.nan)
+    scaled = (x * scale.reciprocal()).masked_fill(~(scale > 0), 0.0).flatten(1)[:, :hidden]
+    rows = (scaled.round() if dtype == torch.int8 else scaled).to(dtype)
+    return rows, scale.flatten(1) if block else scale.flatten()
+
+
+def dispatch_quantized(
+    x: Tensor,
+    index: Tensor,
+    rank: Tensor,
+    offset: Tensor,
+    *,
+    dtype: torch.dtype,
+    block: int = 0,
+    align: int = 1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    values, scale = quantize(x.float(), dtype, block)
+    integers = torch.int16 if dtype == torch.bfloat16 else torch.int8  # not every torch can index float8
+    rows, source = dispatch(values.view(integers), index, rank, offset, align=align)
+    if dtype != torch.bfloat16:
+        scale = dispatch(scale if block else scale[:, None], index, rank, offset, align=align)[0]
+    return rows.view(dtype), scale if block else scale.flatten(), source
+
+
+def dequantize(rows: Tensor, scale: Tensor, *, dtype: torch.dtype, block: int = 0) -> Tensor:
+    values = rows.float()
+    if rows.dtype != torch.bfloat16:
+        scale = scale.repeat_interleave(block, dim=1)[:, : rows.size(1)] if block else scale[:, None]
+        values = values * scale
+    return values.to(dtype)
 
 
 def dispatch_backward(

@@ -38,6 +38,12 @@ SCHEMAS = {
     # copy each token to the rows of its experts (any dtype); unowned rows are zero, their source is -1
     "dispatch": """(Tensor x, Tensor index, Tensor rank, Tensor offset, *, int align=1)
         -> (Tensor rows, Tensor source)""",
+    # dispatch, rounded to `dtype`: int8, float8_e4m3fn (with a float32 scale a row, or one every `block` elements of a
+    # row) or bfloat16 (scale is empty); unowned rows and their scales are zero
+    "dispatch_quantized": """(Tensor x, Tensor index, Tensor rank, Tensor offset, *, ScalarType dtype, int block=0,
+        int align=1) -> (Tensor rows, Tensor scale, Tensor source)""",
+    # rows times their scales
+    "dequantize": """(Tensor rows, Tensor scale, *, ScalarType dtype, int block=0) -> Tensor out""",
     # sum the row gradients of each token; rows that are not ok count as zero and are not read
     "dispatch_backward": """(Tensor grad_rows, Tensor index, Tensor rank, Tensor offset, *, Tensor? ok=None)
         -> Tensor grad_x""",

@@ -37,7 +37,7 @@ def same(got: Tensor, want: Tensor) -> bool:
     if not got.is_floating_point():
         return torch.equal(got, want)
     tolerance = 1e-5 if got.dtype in (torch.float32, torch.float64) else 4e-3
-    return bool((got - want).double().norm() <= tolerance * want.double().norm())
+    return bool((got.double() - want.double()).norm() <= tolerance * want.double().norm())
 
 
 def check_case(reference: ModuleType, tokens: int, grid: list[int], dtype: torch.dtype, align: int) -> list[str]:
@@ -62,6 +62,12 @@ def check_case(reference: ModuleType, tokens: int, grid: list[int], dtype: torch
     grads = (torch.randn_like(score), torch.randn_like(lse), torch.randn_like(stats))
     run("route_backward", *grads, logits, grid, index, lse, alive=alive)
     rows, source = run("dispatch", torch.randn(tokens, 33).to(dtype), index, rank, offset, align=align)
+    for packed, block in ((torch.int8, 0), (torch.float8_e4m3fn, 16), (torch.bfloat16, 0)):
+        layout = {"dtype": packed, "block": block, "align": align}
+        quantized, scale, _ = run(
+            "dispatch_quantized", torch.randn(tokens, 33).to(dtype), index, rank, offset, **layout
+        )
+        run("dequantize", quantized, scale, dtype=dtype, block=block)
     ok = (torch.rand(len(rows)) < 0.8) & (source >= 0)
     rows = torch.randn(rows.shape).to(dtype)  # as if experts had answered
     rows[~ok] = float("nan")

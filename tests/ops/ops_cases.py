@@ -111,7 +111,7 @@ def assert_same(got: Tensor, want: Tensor) -> None:
     assert got.dtype == want.dtype
     assert got.shape == want.shape
     if got.is_floating_point():
-        integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[got.element_size()]
+        integer = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[got.element_size()]
         got, want = got.view(integer), want.view(integer)
     assert torch.equal(got.cpu(), want.cpu())
 

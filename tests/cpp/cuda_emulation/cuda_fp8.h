@@ -3,7 +3,7 @@
 #include "base/float8.hpp"
 #include "cuda_emulation/cuda_fp16.h"
 
-using __nv_fp8_storage_t = uint8_t;
+using __nv_fp8_storage_t = unsigned char;
 enum __nv_saturation_t { __NV_SATFINITE };
 enum __nv_fp8_interpretation_t { __NV_E4M3 };
 
