@@ -20,11 +20,11 @@ from expert_parallel_checks import (
     EXPERTS,
     HIDDEN,
     INNER,
-    NoHost,
     check_20_steps,
     check_gradients,
     check_small_equal_shares,
     make,
+    no_host,
     refused,
     same,
     sent_rows,
@@ -145,11 +145,11 @@ def autocast_routes_in_full_precision() -> None:
 def equal_shares_ask_no_device() -> None:
     layer = ExpertParallelMoE.from_local(make(), peer_capacity=1.0)
     x = tokens_of_ranks(*[16] * dist.get_world_size())[dist.get_rank()]
-    with NoHost():
+    with no_host():
         out, losses = layer(x, want_losses=True)
         (out.square().mean() + losses.balance + losses.z).backward()
     layer.peer_capacity = None
-    with NoHost(), pytest.raises(BlockingIOError, match="tolist"):  # by counts it asks
+    with no_host(), pytest.raises(BlockingIOError, match="tolist"):  # by counts it asks
         layer(x)
 
 

@@ -70,6 +70,8 @@ def test_all_finds_every_benchmark() -> None:
         "benchmarks.moe.local_moe",
         "benchmarks.ops.combine",
         "benchmarks.ops.dispatch",
+        "benchmarks.ops.quantized",
+        "benchmarks.ops.route",
         "benchmarks.ops.route_grid",
         "benchmarks.ops.routed_forward",
         "benchmarks.ops.swiglu",

@@ -18,7 +18,7 @@ from benchmarks.eager import EAGER, Pair
 from benchmarks.gpu import layer
 from benchmarks.gpu.clock import Clock, sets_for
 from benchmarks.gpu.launches import Count, counted
-from benchmarks.ops import combine, dispatch, route_grid, swiglu
+from benchmarks.ops import combine, dispatch, quantized, route, route_grid, swiglu
 from benchmarks.routed import Routed
 from learning_at_home.ops import schemas
 from learning_at_home.ops.library import has_kernel
@@ -37,7 +37,7 @@ def kernels(clock: Clock, quick: bool) -> list[Row]:
 
 
 def movement(clock: Clock, quick: bool) -> list[Row]:
-    """dispatch, combine and their gradients over hidden sizes, choices and dtypes."""
+    """dispatch, combine and their gradients over hidden sizes, choices and dtypes; rows of 8 bits."""
     tokens = 64 if quick else 16384
     sizes = ((64, 2),) if quick else ((1024, 8), (2048, 8), (4096, 1), (4096, 2), (4096, 4), (4096, 8), (7168, 8))
     rows: list[Row] = []
@@ -47,13 +47,14 @@ def movement(clock: Clock, quick: bool) -> list[Row]:
             count = sets_for((2 + k) * tokens * hidden * dtype.itemsize)
             cases = [Routed.make(tokens, 256, k, hidden, dtype, clock.device) for _ in range(count)]
             rows += clock.beside([dispatch.pairs(case) | combine.pairs(case) for case in cases], compiling)
-    return rows
+    return rows + clock.beside([_quantized(tokens, 4, 64 if quick else 4096, clock)], _compiles(clock))
 
 
 def routing(clock: Clock, quick: bool) -> list[Row]:
     """Choosing among 256 experts, against the bytes of logits, ids, scores and ranks; and grids with dead experts."""
     tokens = 256 if quick else 65536
-    rows = clock.beside([_flat(tokens, 256, 8, clock) for _ in range(sets_for(4 * 256 * tokens))], _compiles(clock))
+    count = sets_for(4 * route.EXPERTS * tokens)
+    rows = clock.beside([route.pairs_of(tokens, clock.device) for _ in range(count)], _compiles(clock))
     for side, share, cpu_tokens, k in route_grid.CASES:
         some = 32 if quick else 4 * cpu_tokens
         rows += clock.beside([route_grid.pair(side, share, some, k, clock.device)], _compiles(clock))
@@ -86,12 +87,13 @@ def launches(clock: Clock, quick: bool) -> list[Row]:
     """Kernels and waits of every op, and of one forward and one backward of a layer."""
     sizes, k = layer.TINY if quick else layer.SMALL, 2
     routed = Routed.make(sizes.tokens, sizes.experts, k, sizes.hidden, torch.bfloat16, clock.device)
-    pairs = _flat(sizes.tokens, sizes.experts, k, clock) | dispatch.pairs(routed) | combine.pairs(routed)
+    pairs = route.pairs_of(sizes.tokens, clock.device) | dispatch.pairs(routed) | combine.pairs(routed)
     pairs |= swiglu.pairs(sizes.tokens * k, sizes.inner, torch.bfloat16, clock.device)
+    pairs |= _quantized(sizes.tokens, k, sizes.hidden, clock)
     rows = []
     for name, pair in pairs.items():
         pair.ours()
-        rows += _launched(name.partition(",")[0], counted(pair.ours, clock.device)[1], clock, 1)[:1]
+        rows += _launched(name, counted(pair.ours, clock.device)[1], clock, 1)[:1]
     case = layer.Layer(sizes, k, clock.device)
     for _ in range(3):
         case.backward(case.moe(case.x))
@@ -146,19 +148,10 @@ def _graph_row(case: layer.Layer, sizes: layer.Sizes, clock: Clock) -> list[Row]
     return clock.row(f"MoE forward, CUDA graph, T={sizes.tokens} H={sizes.hidden} k=2", works, launched=True)
 
 
-def _flat(tokens: int, experts: int, k: int, clock: Clock) -> dict[str, Pair]:
-    logits = torch.randn(tokens, experts, device=clock.device)
-
-    def eager() -> object:
-        best, index = logits.topk(k, dim=1)
-        return best, index, route_grid.eager_plan(index, experts)
-
-    nbytes = 4.0 * tokens * (experts + 3 * k)
-    raw, name = torch.ops.learning_at_home, f"T={tokens} E={experts} k={k}"
-    return {
-        f"route, {name}": Pair(lambda: raw.route(logits, k), eager, nbytes),
-        f"route_grid, {name}": Pair(lambda: raw.route_grid(logits, [experts], k), eager, nbytes),
-    }
+def _quantized(tokens: int, k: int, hidden: int, clock: Clock) -> dict[str, Pair]:
+    sizes = (tokens, k, hidden, torch.bfloat16)
+    int8 = quantized.quantized(*sizes, torch.int8, 0, clock.device)
+    return int8 | quantized.quantized(*sizes, torch.float8_e4m3fn, min(128, hidden), clock.device)
 
 
 def _compiles(clock: Clock) -> bool:

@@ -1,7 +1,9 @@
-"""Dispatch in 8 bits and back beside the same in eager torch: T=4096, k=8, H=1024, float32 and bfloat16 tokens.
+"""dispatch_quantized and dequantize beside eager torch, torch.compile and a copy: T=4096, k=8, H=1024, float32 to int8
+by the row, and bfloat16 to float8 by blocks of 128.
 
-Eager quantizes (absmax, divide, round, cast) the rows, after index_select, as a layer does that dispatches floats; or
-the tokens before it, which is less work. How it is measured: see `benchmarks/eager.py`.
+Eager gathers the rows and quantizes them, as a layer does whose dispatch moves floats. "tokens first" quantizes the
+tokens and gathers codes and scales: less work, where nothing comes between. How it is measured: see
+`benchmarks/eager.py`.
 """
 
 from __future__ import annotations
@@ -11,50 +13,58 @@ from torch import Tensor
 
 from benchmarks.common import parse_options
 from benchmarks.eager import Pair, beside_eager, keep_pages
-from learning_at_home import ops
+from benchmarks.routed import Routed
 from learning_at_home.ops.reference import LARGEST
 
 RAW = torch.ops.learning_at_home
+CASES = ((torch.float32, torch.int8, 0), (torch.bfloat16, torch.float8_e4m3fn, 128))
 
 
-def quantized(tokens: int, k: int, hidden: int, dtype: torch.dtype, packed: torch.dtype, block: int) -> dict[str, Pair]:
-    """There: a token is read, k rows of codes are written. Back: codes are read, floats are written."""
-    x = torch.randn(tokens, hidden).to(dtype)
-    index, _, rank, offset, *_ = ops.route_grid(torch.randn(tokens, 32), (16, 16), k)
-    rows, scale, source = ops.dispatch_quantized(x, index, rank, offset, dtype=packed, block=block)
-    token = source.long() // k
-    width = block or hidden
+def eager_quantize(x: Tensor, packed: torch.dtype, width: int) -> tuple[Tensor, Tensor]:
+    """Absmax, divide, round, cast: (codes, scale), `width` elements a scale."""
+    blocks = x.view(len(x), -1, width).float()
+    scale = blocks.abs().amax(2, keepdim=True) / LARGEST[packed]
+    scaled = blocks / scale
+    codes = (scaled.round_() if packed == torch.int8 else scaled).to(packed)
+    return codes.view(x.shape), scale.flatten(1)
 
-    def quantize(values: Tensor) -> tuple[Tensor, Tensor]:
-        blocks = values.view(len(values), -1, width)
-        of_block = blocks.abs().amax(2, keepdim=True).float() / LARGEST[packed]
-        scaled = blocks / of_block
-        codes = scaled.round().to(packed) if packed == torch.int8 else scaled.to(packed)
-        return codes.view(torch.int8).view(len(values), hidden), of_block.flatten(1)
 
-    def rows_quantized() -> tuple[Tensor, Tensor]:
-        return quantize(x.index_select(0, token))
+def eager_dequantize(rows: Tensor, scale: Tensor, dtype: torch.dtype, width: int) -> Tensor:
+    """One product; in place where torch makes the floats anew."""
+    blocks = rows.view(len(rows), -1, width).float().mul_(scale.view(len(rows), -1, 1))
+    return blocks.view(rows.shape).to(dtype)
 
-    def tokens_quantized() -> tuple[Tensor, Tensor]:
-        codes, of_block = quantize(x)
-        return codes.index_select(0, token), of_block.index_select(0, token)
 
-    def eager_back() -> Tensor:
-        values = rows.view(len(rows), -1, width).float() * scale.view(len(rows), -1, 1)
-        return values.view(len(rows), hidden).to(dtype)
+def tokens_first(x: Tensor, token: Tensor, packed: torch.dtype, width: int) -> tuple[Tensor, Tensor]:
+    """The codes of a token are gathered as integers: torch cannot gather every dtype on every device."""
+    codes, scale = eager_quantize(x, packed, width)
+    return codes.view(torch.int8).index_select(0, token).view(packed), scale.index_select(0, token)
 
-    elements = float(tokens * hidden)
-    name = ", ".join([str(dtype), f"{packed} {f'in blocks of {block}' if block else 'rows'}"]).replace("torch.", "")
-    there = elements * (x.element_size() + k) + 4.0 * scale.numel()
-    back = elements * k * (1 + x.element_size()) + 4.0 * scale.numel()
 
-    def ours() -> tuple[Tensor, Tensor, Tensor]:
-        return RAW.dispatch_quantized(x, index, rank, offset, dtype=packed, block=block)
-
+def pairs(case: Routed, packed: torch.dtype, block: int) -> dict[str, Pair]:
+    """There, a token is read and k rows of codes are written; back, codes are read and floats are written."""
+    x, dtype = case.x, case.x.dtype
+    width = block or x.size(1)
+    rows, scale, _ = RAW.dispatch_quantized(x, *case.plan, dtype=packed, block=block)
+    for codes, of_block in (eager_quantize(x[case.token], packed, width), tokens_first(x, case.token, packed, width)):
+        got = RAW.dequantize(rows, scale, dtype=dtype, block=block).float()
+        want = eager_dequantize(codes, of_block, dtype, width).float()
+        assert (got - want).norm() <= 1e-2 * want.norm()  # a division and a product with an inverse round differently
+    there = case.row_bytes() + rows.numel() + 4.0 * scale.numel()
+    back = rows.numel() * (1.0 + x.element_size()) + 4.0 * scale.numel()
+    name = f"{case.name} {str(packed).removeprefix('torch.')}{f' block={block}' if block else ''}"
     return {
-        f"dispatch_quantized, {name}": (ours, rows_quantized, there),
-        f"dispatch_quantized, {name}; eager: tokens first": (ours, tokens_quantized, there),
-        f"dequantize, {name}": (lambda: RAW.dequantize(rows, scale, dtype=dtype, block=block), eager_back, back),
+        f"dispatch_quantized, {name}": Pair(
+            lambda: RAW.dispatch_quantized(x, *case.plan, dtype=packed, block=block),
+            lambda: eager_quantize(x.index_select(0, case.token), packed, width),
+            there,
+            {"tokens first": lambda: tokens_first(x, case.token, packed, width)},
+        ),
+        f"dequantize, {name}": Pair(
+            lambda: RAW.dequantize(rows, scale, dtype=dtype, block=block),
+            lambda: eager_dequantize(rows, scale, dtype, width),
+            back,
+        ),
     }
 
 
@@ -62,13 +72,11 @@ def main() -> None:
     """Run it."""
     keep_pages("benchmarks.ops.quantized")
     options = parse_options(__doc__)
-    tokens = 1024 if options.quick else 4096
     torch.manual_seed(0)
-    pairs = {
-        **quantized(tokens, 8, 1024, torch.float32, torch.int8, 0),
-        **quantized(tokens, 8, 1024, torch.bfloat16, torch.float8_e4m3fn, 128),
-    }
-    beside_eager(f"dispatch_quantized and back, {tokens} tokens", pairs, options)
+    all_pairs: dict[str, Pair] = {}
+    for dtype, packed, block in CASES:
+        all_pairs |= pairs(Routed.make(1024 if options.quick else 4096, 256, 8, 1024, dtype), packed, block)
+    beside_eager("Tokens to the rows of their experts in 8 bits, and back", all_pairs, options)
 
 
 if __name__ == "__main__":

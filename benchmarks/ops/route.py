@@ -51,10 +51,11 @@ def pairs_of(tokens: int, device: str | torch.device = "cpu") -> dict[str, Pair]
     torch.testing.assert_close(softmax()[1], eager_softmax(logits)[0])
     weights = [x.sort(dim=1).values for x in (sigmoid()[1], eager_sigmoid(logits, bias)[0])]
     assert (weights[0] - weights[1]).abs().gt(1e-6).float().mean() < 1e-3  # near keys may change places
+    nbytes = 4.0 * tokens * (EXPERTS + 3 * CHOICES)  # logits; index, score and rank
     return {
-        f"route, softmax, T={tokens}": Pair(softmax, lambda: eager_softmax(logits)),
+        f"route, softmax, T={tokens}": Pair(softmax, lambda: eager_softmax(logits), nbytes),
         f"route, sigmoid, bias, {TOP_GROUPS} of {GROUPS} groups, T={tokens}": Pair(
-            sigmoid, lambda: eager_sigmoid(logits, bias)
+            sigmoid, lambda: eager_sigmoid(logits, bias), nbytes
         ),
     }
 

@@ -178,8 +178,10 @@ class ExpertParallelMoE(nn.Module):
             index_TK = index_TK.masked_fill(~kept_TK, -1)
         weight_TK = weights_of_live(route.score, index_TK >= 0, self.router.normalize)
         x_NH, weight_NK, index_NK = send(x_TH, weight_TK, index_TK, crossing)
-        plan = ops.plan(index_NK - self.first, owned)  # others' experts are out of range, hence void
-        layout = lay_out(index_NK - self.first, plan.rank, plan.offset, crossing.assignments)
+        mine_NK = index_NK - self.first
+        mine_NK = mine_NK.masked_fill((mine_NK < 0) | (mine_NK >= owned), -1)  # the other choices are of other ranks
+        plan = ops.plan(mine_NK, owned)
+        layout = lay_out(mine_NK, plan.rank, plan.offset, crossing.assignments)
         rows_AH, weight_A = expand(x_NH, weight_NK, layout)
         rows_AH = self.experts(rows_AH, plan.offset, weight_A)
         return give_back(collapse(rows_AH, layout), crossing)

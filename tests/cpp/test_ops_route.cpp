@@ -263,13 +263,14 @@ TYPED_TEST(OpsRoute, EqualsTheDefinitionForAnySplit) {
 TYPED_TEST(OpsRoute, AllTokensToOneExpertWithCapacity) {
   Random random(2);
   for (const int64_t capacity : {0, 100}) {
-    RouteCase<TypeParam> c(random, make_grid({16, 17}), 4097, Flavour::normal);
+    RouteCase<TypeParam> c(random, make_grid({5, 7}), 5000, Flavour::normal);
     c.k = 1, c.beam = 0, c.align = 8, c.capacity = capacity, c.masked = false;
-    for (int64_t t = 0; t < c.tokens; ++t) // expert (3, 16)
-      c.logits[t * 33 + 3] = c.logits[t * 33 + 16 + 16] = 100;
+    c.want_stats = true;                   // tiles of more than kTokenTile tokens
+    for (int64_t t = 0; t < c.tokens; ++t) // expert (3, 4)
+      c.logits[t * 12 + 3] = c.logits[t * 12 + 5 + 4] = 100;
     const auto out = run(c, Split::threads, kBefore);
     check(c, out);
-    EXPECT_EQ(out.count[3 * 17 + 16], 4097);
+    EXPECT_EQ(out.count[3 * 7 + 4], 5000);
   }
 }
 

@@ -1,9 +1,12 @@
+#include <algorithm>
+
 #include "ops/cpu/simd.h"
 
 namespace lah::ops::cpu {
 namespace {
 
-constexpr int64_t kBlock = 4 * kLanes; // elements of a row that are summed in registers
+constexpr int64_t kBlock = 4 * kLanes; // elements of a row that are multiplied in registers
+constexpr int64_t kPart = 1024;        // elements of a row that are summed at a time
 
 // The live choices of one token.
 template <class scalar, class real> struct Choices {
@@ -43,11 +46,16 @@ template <class real> void normalize_scores(Normalize mode, real* weight, int64_
     weight[i] = total == 0 ? real{0} : weight[i] / total;
 }
 
-// out[h .. h + n) = residual + sum of weight * row; n is kBlock in all calls but the last of a row
+// out[h .. h + n) = residual + sum of weight * row. One row after the other, into sums that stay in
+// the first cache: reading all rows at once, a little of each, is more streams than processors
+// prefetch.
 template <class scalar, class real>
-LAH_INLINE void mix_block(const Choices<scalar, real>& choices, const scalar* residual, scalar* out,
-                          int64_t h, int64_t n) {
-  real sum[kBlock] = {};
+LAH_INLINE void mix_part(const Choices<scalar, real>& choices, const scalar* residual, scalar* out,
+                         int64_t h, int64_t n, bool stream) {
+  alignas(64) real sum[kPart];
+  alignas(64) scalar part[kPart];
+  for (int64_t i = 0; i < n; ++i)
+    sum[i] = 0;
   for (int64_t c = 0; c < choices.count; ++c) {
     const real w = choices.weight[c];
     const scalar* row = choices.data[c] + h;
@@ -58,7 +66,8 @@ LAH_INLINE void mix_block(const Choices<scalar, real>& choices, const scalar* re
     for (int64_t i = 0; i < n; ++i)
       sum[i] += widen(residual[h + i]);
   for (int64_t i = 0; i < n; ++i)
-    out[h + i] = narrow<scalar>(sum[i]);
+    part[i] = narrow<scalar>(sum[i]);
+  copy(out + h, part, n * static_cast<int64_t>(sizeof(scalar)), stream);
 }
 
 template <class scalar>
@@ -68,6 +77,8 @@ LAH_MULTIVERSION void combine_range(const CombineArgs& a, int64_t begin, int64_t
   const auto* score = static_cast<const real*>(a.score);
   const auto* residual = static_cast<const scalar*>(a.residual);
   auto* weight = static_cast<real*>(a.weight);
+  const auto row_bytes = a.hidden * static_cast<int64_t>(sizeof(scalar));
+  const bool stream = can_stream(a.out, row_bytes, a.plan.tokens * row_bytes);
   for (int64_t t = begin; t < end; ++t) {
     Choices<scalar, real> choices(a.plan, rows, a.hidden, t);
     for (int64_t c = 0; c < choices.count; ++c)
@@ -81,12 +92,10 @@ LAH_MULTIVERSION void combine_range(const CombineArgs& a, int64_t begin, int64_t
     }
     const scalar* added = residual != nullptr ? residual + t * a.hidden : nullptr;
     scalar* out = static_cast<scalar*>(a.out) + t * a.hidden;
-    int64_t h = 0;
-    for (; h + kBlock <= a.hidden; h += kBlock)
-      mix_block(choices, added, out, h, kBlock);
-    if (h < a.hidden)
-      mix_block(choices, added, out, h, a.hidden - h);
+    for (int64_t h = 0; h < a.hidden; h += kPart)
+      mix_part(choices, added, out, h, std::min(kPart, a.hidden - h), stream);
   }
+  stream_fence(stream);
 }
 
 // to[0 .. hidden) = w * g; returns <g, row>. n lanes of partial sums, folded in one order.
