@@ -4,8 +4,8 @@
 // Between two points of synchronisation threads run in a random order, whole warps ahead of others
 // in every second launch: a missing __syncwarp or __syncthreads gives wrong results under some
 // seed. What would hang on a GPU, or is undefined there, makes the launch fail with a message that
-// says which lanes wait where. Not emulated: memory ordering, and accesses that interleave without
-// synchronisation between them.
+// says which lanes wait where. Not emulated: memory ordering (a __syncwarp beside another operation
+// of the warp is not missed), and accesses that interleave without synchronisation between them.
 #pragma once
 
 #include <array>

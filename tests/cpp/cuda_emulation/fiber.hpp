@@ -6,6 +6,11 @@
 #include <cstddef>
 #include <memory>
 
+#if defined(__has_feature) && !defined(__SANITIZE_ADDRESS__)
+#if __has_feature(address_sanitizer)
+#define __SANITIZE_ADDRESS__ 1 // as GCC says it
+#endif
+#endif
 #if !defined(__SANITIZE_ADDRESS__)
 #include <csetjmp>
 #endif
@@ -24,7 +29,7 @@ public:
   static Fiber& arrive();
 
 private:
-  static constexpr size_t kBytes = 128 << 10;
+  static constexpr size_t kBytes = 64 << 10;
 
   std::unique_ptr<char[]> memory_;
   ucontext_t context_{};
