@@ -40,24 +40,37 @@ LAH_INLINE float widen(const Float16& x) { // without subnormal floats, which ar
   return std::bit_cast<float>(finite | special | sign);
 }
 
+LAH_INLINE uint16_t bfloat16_bits(float x) { // to nearest even; a NaN must not round to infinity
+  const uint32_t u = std::bit_cast<uint32_t>(x);
+  const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  return static_cast<uint16_t>(x != x ? 0x7fc0u : rounded);
+}
+
+LAH_INLINE uint16_t float16_bits(float x) {
+  const uint32_t u = std::bit_cast<uint32_t>(x), sign = (u >> 16) & 0x8000u,
+                 magnitude = u & 0x7fffffffu;
+  const uint32_t normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  const uint32_t subnormal =
+      std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+  const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
+  return static_cast<uint16_t>(sign | (magnitude >= 0x47800000u ? special : finite));
+}
+
+// to = x, rounded. In loops: those that copy a struct do not vectorise.
+template <class scalar> LAH_INLINE void narrow_into(scalar& to, sum_t<scalar> x) {
+  if constexpr (std::is_same_v<scalar, BFloat16>)
+    to.bits = bfloat16_bits(x);
+  else if constexpr (std::is_same_v<scalar, Float16>)
+    to.bits = float16_bits(x);
+  else
+    to = x;
+}
+
 template <class scalar> LAH_INLINE scalar narrow(sum_t<scalar> x) {
-  if constexpr (std::is_same_v<scalar, BFloat16>) { // round to nearest even; a NaN must not round
-                                                    // to infinity
-    const uint32_t u = std::bit_cast<uint32_t>(x);
-    const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-    return {static_cast<uint16_t>(x != x ? 0x7fc0u : rounded)};
-  } else if constexpr (std::is_same_v<scalar, Float16>) {
-    const uint32_t u = std::bit_cast<uint32_t>(x), sign = (u >> 16) & 0x8000u,
-                   magnitude = u & 0x7fffffffu;
-    const uint32_t normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-    const uint32_t subnormal =
-        std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
-    const uint32_t special = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
-    const uint32_t finite = magnitude < 0x38800000u ? subnormal : normal;
-    return {static_cast<uint16_t>(sign | (magnitude >= 0x47800000u ? special : finite))};
-  } else {
-    return x;
-  }
+  scalar to;
+  narrow_into(to, x);
+  return to;
 }
 
 } // namespace lah

@@ -77,7 +77,7 @@ LAH_INLINE void mix_part(const Choices<scalar, real>& choices, const Choices<sca
     for (int64_t i = 0; i < n; ++i)
       sum[i] += widen(residual[h + i]);
   for (int64_t i = 0; i < n; ++i)
-    part[i] = narrow<scalar>(sum[i]);
+    narrow_into(part[i], sum[i]);
   copy(out + h, part, n * static_cast<int64_t>(sizeof(scalar)), stream);
 }
 
@@ -120,14 +120,14 @@ LAH_INLINE real scale_and_dot(scalar* to, const scalar* row, const scalar* g, re
   for (; h + kBlock <= hidden; h += kBlock) {
     alignas(16) scalar block[kBlock];
     for (int64_t i = 0; i < kBlock; ++i)
-      block[i] = narrow<scalar>(w * widen(g[h + i]));
+      narrow_into(block[i], w * widen(g[h + i]));
     for (int64_t i = 0; i < kBlock; i += kLanes)
       for (int64_t l = 0; l < kLanes; ++l)
         lanes[l] += widen(g[h + i + l]) * widen(row[h + i + l]);
     copy(to + h, block, kBlock * static_cast<int64_t>(sizeof(scalar)), stream);
   }
   for (int64_t l = 0; h < hidden; ++h, l = (l + 1) % kLanes) {
-    to[h] = narrow<scalar>(w * widen(g[h]));
+    narrow_into(to[h], w * widen(g[h]));
     lanes[l] += widen(g[h]) * widen(row[h]);
   }
   return fold_sum(lanes);

@@ -4,11 +4,6 @@
 namespace lah::ops::cpu {
 namespace {
 
-template <class real> LAH_INLINE real sigmoid(real x) {
-  const real e = exp_negative(x < 0 ? x : -x);
-  return (x < 0 ? e : real{1}) / (real{1} + e);
-}
-
 // One token's experts. Arrays are padded with void to a multiple of kLanes.
 template <class real> class AxisScores {
 public:

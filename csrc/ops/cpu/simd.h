@@ -55,6 +55,13 @@ LAH_INLINE double exp_negative(double x) {
   return std::exp(x);
 }
 
+// 1 / (1 + exp(-x)); a NaN gives any finite value, for the callers multiply by x.
+template <class real> LAH_INLINE real sigmoid(real x) {
+  const real magnitude = x < 0 ? -x : x;
+  const real e = exp_negative(magnitude == magnitude ? -magnitude : real{0});
+  return (x < 0 ? e : real{1}) / (real{1} + e);
+}
+
 template <class real> LAH_INLINE real fold_sum(real* lanes) {
   for (int64_t half = kLanes / 2; half > 0; half /= 2)
     for (int64_t l = 0; l < half; ++l)

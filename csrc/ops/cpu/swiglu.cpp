@@ -5,13 +5,6 @@ namespace {
 
 constexpr int64_t kBlock = 4 * kLanes; // elements that are computed before they are stored
 
-// 1 / (1 + exp(-x)); a NaN gives any finite value, for the callers multiply by x.
-template <class real> LAH_INLINE real sigmoid(real x) {
-  const real magnitude = x < 0 ? -x : x;
-  const real e = exp_negative(magnitude == magnitude ? -magnitude : real{0});
-  return (x < 0 ? e : real{1}) / (real{1} + e);
-}
-
 // n elements of one row. Loops that also narrow do not vectorise, so that comes after.
 template <class scalar, class real>
 LAH_INLINE void gate_block(const scalar* gate, const scalar* up, real w, scalar* out, int64_t n) {
@@ -21,7 +14,7 @@ LAH_INLINE void gate_block(const scalar* gate, const scalar* up, real w, scalar*
     value[i] = g * sigmoid(g) * widen(up[i]) * w;
   }
   for (int64_t i = 0; i < n; ++i)
-    out[i] = narrow<scalar>(value[i]);
+    narrow_into(out[i], value[i]);
 }
 
 template <class scalar>
@@ -59,9 +52,9 @@ LAH_INLINE void gradient_block(const scalar* gate, const scalar* up, const scala
     of_weight[i] = d * silu * u;
   }
   for (int64_t i = 0; i < n; ++i)
-    grad_gate[i] = narrow<scalar>(of_gate[i]);
+    narrow_into(grad_gate[i], of_gate[i]);
   for (int64_t i = 0; i < n; ++i)
-    grad_up[i] = narrow<scalar>(of_up[i]);
+    narrow_into(grad_up[i], of_up[i]);
   for (int64_t i = 0; i < kBlock; i += kLanes)
     for (int64_t l = 0; l < kLanes; ++l)
       lanes[l] += of_weight[i + l];
