@@ -112,13 +112,15 @@ LAH_MULTIVERSION void combine_range(const CombineArgs& a, int64_t begin, int64_t
 }
 
 // to[0 .. hidden) = w * g; returns <g, row>. n lanes of partial sums, folded in one order.
+// Meanwhile the row at `ahead` is fetched.
 template <class scalar, class real>
 LAH_INLINE real scale_and_dot(scalar* to, const scalar* row, const scalar* g, real w,
-                              int64_t hidden, bool stream) {
+                              int64_t hidden, const scalar* ahead, bool stream) {
   real lanes[kLanes] = {};
   int64_t h = 0;
   for (; h + kBlock <= hidden; h += kBlock) {
     alignas(16) scalar block[kBlock];
+    prefetch(ahead + h, kBlock * static_cast<int64_t>(sizeof(scalar)));
     for (int64_t i = 0; i < kBlock; ++i)
       narrow_into(block[i], w * widen(g[h + i]));
     for (int64_t i = 0; i < kBlock; i += kLanes)
@@ -172,7 +174,7 @@ LAH_MULTIVERSION void combine_backward_range(const CombineBackwardArgs& a, int64
       total += score[i];
       a.source[choices.row[c]] = static_cast<int32_t>(i);
       dot[c] = scale_and_dot(grad_rows + choices.row[c] * a.hidden, choices.data[c], g, weight[i],
-                             a.hidden, stream);
+                             a.hidden, choices.data[c + 1 < choices.count ? c + 1 : c], stream);
     }
     score_gradient(a.normalize, dot, choices.weight, total, choices.count, ds);
     for (int64_t j = 0; j < a.plan.choices; ++j)

@@ -24,7 +24,12 @@
 // templates (clang), or a sanitizer, whose instrumented resolvers would run before it is ready.
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) &&                            \
     !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-#define LAH_MULTIVERSION __attribute__((target_clones("avx512f", "avx2", "default")))
+#if __GNUC__ >= 12
+#define LAH_WIDEST "arch=x86-64-v4" // with vectors of 16-bit elements, which avx512f alone lacks
+#else
+#define LAH_WIDEST "avx512f"
+#endif
+#define LAH_MULTIVERSION __attribute__((target_clones(LAH_WIDEST, "avx2", "default")))
 #else
 #define LAH_MULTIVERSION
 #endif

@@ -20,18 +20,23 @@ LAH_INLINE void gate_block(const scalar* gate, const scalar* up, real w, scalar*
 template <class scalar>
 LAH_MULTIVERSION void swiglu_range(const SwigluArgs& a, int64_t begin, int64_t end) {
   using real = sum_t<scalar>;
+  constexpr int64_t kBytes = kBlock * static_cast<int64_t>(sizeof(scalar));
   const auto* weight = static_cast<const real*>(a.weight);
   const auto row_bytes = a.width * static_cast<int64_t>(sizeof(scalar));
   const bool stream = can_stream(a.out, row_bytes, a.rows * row_bytes);
   for (int64_t r = begin; r < end; ++r) {
     const scalar* gate = static_cast<const scalar*>(a.x) + r * 2 * a.width;
+    const scalar* ahead =
+        r + 1 < a.rows ? gate + 2 * a.width : gate; // comes while this is computed
     scalar* out = static_cast<scalar*>(a.out) + r * a.width;
     const real w = weight != nullptr ? weight[r] : real{1};
     int64_t h = 0;
     for (; h + kBlock <= a.width; h += kBlock) {
       alignas(16) scalar block[kBlock];
+      prefetch(ahead + h, kBytes);
+      prefetch(ahead + a.width + h, kBytes);
       gate_block(gate + h, gate + a.width + h, w, block, kBlock);
-      copy(out + h, block, kBlock * static_cast<int64_t>(sizeof(scalar)), stream);
+      copy(out + h, block, kBytes, stream);
     }
     gate_block(gate + h, gate + a.width + h, w, out + h, a.width - h);
   }
@@ -73,6 +78,8 @@ LAH_MULTIVERSION void swiglu_backward_range(const SwigluBackwardArgs& a, int64_t
     const scalar* gate = static_cast<const scalar*>(a.x) + r * 2 * a.width;
     const scalar* up = gate + a.width;
     const scalar* grad = static_cast<const scalar*>(a.grad) + r * a.width;
+    const int64_t next = r + 1 < a.rows ? 1 : 0; // comes while this is computed
+    const scalar *ahead = gate + 2 * next * a.width, *grad_ahead = grad + next * a.width;
     scalar* grad_gate = static_cast<scalar*>(a.grad_x) + r * 2 * a.width;
     scalar* grad_up = grad_gate + a.width;
     const real w = weight != nullptr ? weight[r] : real{1};
@@ -80,6 +87,9 @@ LAH_MULTIVERSION void swiglu_backward_range(const SwigluBackwardArgs& a, int64_t
     int64_t h = 0;
     for (; h + kBlock <= a.width; h += kBlock) {
       alignas(16) scalar of_gate[kBlock], of_up[kBlock];
+      prefetch(ahead + h, kBytes);
+      prefetch(ahead + a.width + h, kBytes);
+      prefetch(grad_ahead + h, kBytes);
       gradient_block(gate + h, up + h, grad + h, w, of_gate, of_up, lanes, kBlock);
       copy(grad_gate + h, of_gate, kBytes, stream);
       copy(grad_up + h, of_up, kBytes, stream);
