@@ -151,7 +151,7 @@ def cuda_sources() -> list[tuple[str, str]]:
 
 def test_07_every_launch_names_its_stream() -> None:
     launches = [(name, launch) for name, text in cuda_sources() for launch in re.findall(r"<<<(.*?)>>>", text, re.S)]
-    assert len(launches) > 10
+    assert len(launches) > 8
     assert [launch for launch in launches if not launch[1].endswith(", stream")] == []
 
 

@@ -25,33 +25,27 @@ public:
 
   // The best value that is left, which is removed; void when none is.
   LAH_INLINE Scored<real> pop() {
-    real lanes[kLanes];
-    for (int64_t l = 0; l < kLanes; ++l)
-      lanes[l] = best_[l];
+    real best = lanes_max(&best_[0]);
     for (int64_t b = kLanes; b < blocks_; b += kLanes)
-      for (int64_t l = 0; l < kLanes; ++l)
-        lanes[l] = best_[b + l] > lanes[l] ? best_[b + l] : lanes[l];
-    const real best = fold_max(lanes);
+      best = std::max(best, lanes_max(&best_[b]));
     if (best == kVoid<real>)
       return {best, -1};
-    int64_t block = 0;
-    while (best_[block] != best)
-      ++block;
-    int64_t at = block * kLanes;
-    while (values_[at] != best)
-      ++at;
+    const int64_t block = find(best_.data(), best);
+    const int64_t at = block * kLanes + find(values_ + block * kLanes, best);
     values_[at] = kVoid<real>;
     best_[block] = block_max(block);
     return {best, at};
   }
 
 private:
-  LAH_INLINE real block_max(int64_t block) const {
-    real lanes[kLanes];
-    for (int64_t l = 0; l < kLanes; ++l)
-      lanes[l] = values_[block * kLanes + l];
-    return fold_max(lanes);
+  // Where the greatest value, which is there, comes first.
+  LAH_INLINE static int64_t find(const real* values, real greatest) {
+    for (int64_t first = 0;; first += kLanes)
+      if (const uint32_t at = lanes_reaching(values + first, real{0}, greatest); at != 0)
+        return first + std::countr_zero(at);
   }
+
+  LAH_INLINE real block_max(int64_t block) const { return lanes_max(&values_[block * kLanes]); }
 
   real* values_ = nullptr;
   int64_t blocks_ = 0;

@@ -53,7 +53,7 @@ template <class real> LAH_INLINE real log_sum_exp(const Array<real>& score) {
   for (int64_t e = 0; e < n; e += kLanes)
     for (int64_t l = 0; l < kLanes; ++l)
       lanes[l] = score[e + l] > lanes[l] ? score[e + l] : lanes[l];
-  const real largest = fold_max(lanes);
+  const real largest = lanes_max(lanes);
   if (largest == kVoid<real>)
     return 0;
   double total = 0;
@@ -81,12 +81,11 @@ template <class real> struct GridScores {
         row(padded(rows), kVoid<real>), column(padded(columns), kVoid<real>),
         dead(padded(grid.experts) + kLanes, real{0}), sum(padded(grid.experts), real{0}),
         grid_(grid), dead_row_(rows, kVoid<real>) {
-    for (int64_t e = 0; e < grid.experts; ++e) {
-      if (is_alive(alive, e))
-        dead_row_[e / columns] = 0;
-      else
-        dead[e] = kVoid<real>;
-    }
+    for (int64_t e = 0, r = 0; r < rows; ++r)
+      for (const int64_t end = e + columns; e < end; ++e) {
+        dead[e] = is_alive(alive, e) ? real{0} : kVoid<real>;
+        dead_row_[r] = std::max(dead_row_[r], dead[e]);
+      }
   }
 
   // Read a token's logits: row[r] is the left-to-right sum of the prefix's logits, void if no

@@ -35,7 +35,7 @@ void plan(const PlanArgs& a) {
   for (int64_t e = 0; e < a.experts; ++e) {
     a.offset[e] = static_cast<int32_t>(next);
     const int32_t kept = a.count[e] < limit ? a.count[e] : limit;
-    next += (kept + a.align - 1) / a.align * a.align;
+    next += a.align == 1 ? kept : (kept + a.align - 1) / a.align * a.align; // divisions are slow
   }
   a.offset[a.experts] = static_cast<int32_t>(next);
 }

@@ -4,62 +4,95 @@
 namespace lah::ops::cpu {
 namespace {
 
-// Offers every usable expert of row r whose score reaches the worst of the k best.
-template <class real>
-LAH_INLINE void scan_row(const GridScores<real>& scores, int64_t r, real s, Best<real>& best) {
-  const real* column = scores.column.data();
-  const real* dead = &scores.dead[r * scores.columns];
-  for (int64_t c = 0; c < scores.columns; c += kLanes) {
-    const real worst = best.worst();
-    int32_t hits = 0;
-    for (int64_t l = 0; l < kLanes; ++l)
-      hits |= (s + column[c + l]) + dead[c + l] >= worst;
-    if (hits == 0)
-      continue;
-    for (int64_t l = 0; l < kLanes; ++l) {
-      const real score =
-          finite_or_void((s + column[c + l]) + dead[c + l]); // beyond the last column: void
-      if (score != kVoid<real>)
-        best.offer(score, r * scores.columns + c + l);
+// The columns of a token, and the best of each kLanes of them.
+template <class real> class Columns {
+public:
+  explicit Columns(int64_t columns) : best_(padded(padded(columns) / kLanes), kVoid<real>) {}
+
+  LAH_INLINE void start(const Array<real>& column) {
+    for (int64_t b = 0; b < column.size() / kLanes; ++b)
+      best_[b] = lanes_max(&column[b * kLanes]);
+    best = kVoid<real>;
+    for (int64_t b = 0; b < best_.size(); b += kLanes)
+      best = std::max(best, lanes_max(&best_[b]));
+  }
+
+  // Offers every usable expert of row r whose score reaches the worst of the k best. Rounded
+  // addition is monotone: columns that may reach it are in blocks whose best does.
+  LAH_INLINE void scan_row(const GridScores<real>& scores, int64_t r, real s,
+                           Best<real>& best_experts) const {
+    for (int64_t b = 0; b < best_.size(); b += kLanes) {
+      const real worst = best_experts.worst();
+      uint32_t blocks = lanes_reaching(&best_[b], s, worst);
+      for (; blocks != 0; blocks &= blocks - 1)
+        if (const int64_t c = (b + std::countr_zero(blocks)) * kLanes; c < scores.columns)
+          scan_block(scores, r, s, c, best_experts);
     }
   }
-}
 
-// Only scores equal to the worst of the k best are left, and those enter under a lower id alone.
-// Reading the rows of lower ids ends early where all experts tie, as under a gate of zeros; popping
-// every row would not.
+  real best = kVoid<real>;
+
+private:
+  LAH_INLINE static void scan_block(const GridScores<real>& scores, int64_t r, real s, int64_t c,
+                                    Best<real>& best_experts) {
+    const real* column = &scores.column[c];
+    const real* dead = &scores.dead[r * scores.columns + c];
+    constexpr real kLowest = std::numeric_limits<real>::lowest(); // void does not reach it
+    const real worst = best_experts.worst();
+    alignas(64) real score[kLanes];
+    for (int64_t l = 0; l < kLanes; ++l) // beyond the last column: void
+      score[l] = finite_or_void((s + column[l]) + dead[l]);
+    uint32_t reach = lanes_reaching(score, real{0}, std::max(worst, kLowest));
+    for (; reach != 0; reach &= reach - 1) {
+      const int l = std::countr_zero(reach);
+      best_experts.offer(score[l], r * scores.columns + c + l);
+    }
+  }
+
+  Array<real> best_; // padded with void
+};
+
+// The `beam` best rows.
 template <class real>
-LAH_INLINE void scan_ties(const GridScores<real>& scores, const Scored<real>& popped,
-                          real best_column, Best<real>& best) {
-  for (int64_t r = 0; r < scores.rows && r * scores.columns < best.id(best.last()); ++r) {
-    const real s = r == popped.id ? popped.score : scores.row[r];
-    if (s + best_column == best.worst())
-      scan_row(scores, r, s, best);
+LAH_INLINE void choose_from_beam(GridScores<real>& scores, int64_t beam, Tournament<real>& order,
+                                 Columns<real>& columns, Best<real>& best) {
+  order.start(scores.row.data(), scores.rows);
+  columns.start(scores.column);
+  best.clear();
+  for (int64_t visited = 0; visited < beam; ++visited) {
+    const Scored<real> row = order.pop();
+    if (row.id < 0 || row.score + columns.best < best.worst())
+      return;
+    columns.scan_row(scores, row.id, row.score, best);
   }
 }
 
-// Fagin's threshold rule: rows from best to worst, until no expert of a further row can enter.
-// Rounded addition is monotone, so the bound holds in floating point.
+// Fagin's threshold rule: a row matters if its score plus the best column's reaches the worst of
+// the k best; one that equals it, if its ids are lower. The best rows come first, as they raise the
+// threshold; the others in order of their ids, which costs less than sorting them.
 template <class real>
-LAH_INLINE void choose_by_threshold(GridScores<real>& scores, int64_t beam, Tournament<real>& order,
-                                    Best<real>& best) {
-  real lanes[kLanes];
-  for (int64_t l = 0; l < kLanes; ++l)
-    lanes[l] = kVoid<real>;
-  for (int64_t c = 0; c < scores.columns; c += kLanes)
-    for (int64_t l = 0; l < kLanes; ++l)
-      lanes[l] = scores.column[c + l] > lanes[l] ? scores.column[c + l] : lanes[l];
-  const real best_column = fold_max(lanes);
+LAH_INLINE void choose_by_threshold(GridScores<real>& scores, Tournament<real>& order,
+                                    Columns<real>& columns, Best<real>& best) {
+  constexpr int64_t kSorted = 4;
   order.start(scores.row.data(), scores.rows);
+  columns.start(scores.column);
   best.clear();
-  for (int64_t visited = 0; beam == 0 || visited < beam; ++visited) {
-    const Scored<real> row = order.pop();
-    const real bound = row.score + best_column;
-    if (row.id < 0 || bound < best.worst())
+  for (int64_t visited = 0; visited < kSorted || best.worst() == kVoid<real>; ++visited) {
+    const Scored<real> row = order.pop(); // and is void from now on
+    if (row.id < 0 || row.score + columns.best < best.worst())
       return;
-    if (beam == 0 && bound == best.worst())
-      return scan_ties(scores, row, best_column, best);
-    scan_row(scores, row.id, row.score, best);
+    columns.scan_row(scores, row.id, row.score, best);
+  }
+  for (int64_t first = 0; first < scores.rows; first += kLanes) {
+    const real worst = best.worst();
+    uint32_t rows = lanes_reaching(&scores.row[first], columns.best, worst);
+    for (; rows != 0; rows &= rows - 1) {
+      const int64_t r = first + std::countr_zero(rows);
+      const real bound = scores.row[r] + columns.best;
+      if (bound > best.worst() ||
+          (bound == best.worst() && r * scores.columns < best.id(best.last())))
+        columns.scan_row(scores, r, scores.row[r], best);
+    }
   }
 }
 
@@ -89,6 +122,7 @@ template <class real>
 LAH_MULTIVERSION void route_range(const RouteGridArgs& a, int64_t begin, int64_t end) {
   GridScores<real> scores(a.grid, a.alive);
   Tournament<real> order(a.grid.dims == 1 ? scores.columns : scores.rows);
+  Columns<real> columns(scores.columns);
   Best<real> best(a.k);
   auto* probability = static_cast<real*>(a.tile_probability);
   if (probability != nullptr)
@@ -108,7 +142,8 @@ LAH_MULTIVERSION void route_range(const RouteGridArgs& a, int64_t begin, int64_t
     if (a.grid.dims == 1)
       choose_from_axis(scores, a.k, order, best);
     else
-      choose_by_threshold(scores, a.beam, order, best);
+      a.beam > 0 ? choose_from_beam(scores, a.beam, order, columns, best)
+                 : choose_by_threshold(scores, order, columns, best);
     for (int64_t j = 0; j < a.k; ++j) {
       const int64_t id = best.id(j);
       a.index[t * a.k + j] = static_cast<int32_t>(id);

@@ -74,11 +74,39 @@ template <class real> LAH_INLINE real fold_sum(real* lanes) {
   return lanes[0];
 }
 
-template <class real> LAH_INLINE real fold_max(real* lanes) {
-  for (int64_t half = kLanes / 2; half > 0; half /= 2)
-    for (int64_t l = 0; l < half; ++l)
-      lanes[l] = lanes[l + half] > lanes[l] ? lanes[l + half] : lanes[l];
-  return lanes[0];
+// The greatest of kLanes values, none of them NaN.
+template <class real> LAH_INLINE real lanes_max(const real* values) {
+#if defined(__SSE2__)
+  if constexpr (std::is_same_v<real, float>) {
+    const auto four = [&](int l) { return _mm_loadu_ps(values + l); };
+    __m128 m = _mm_max_ps(_mm_max_ps(four(0), four(4)), _mm_max_ps(four(8), four(12)));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_shuffle_ps(m, m, 1)));
+  }
+#endif
+  real greatest = values[0];
+  for (int64_t l = 1; l < kLanes; ++l)
+    greatest = values[l] > greatest ? values[l] : greatest;
+  return greatest;
+}
+
+// A bit for each of kLanes values x with x + add >= threshold. Compilers find no good code for it.
+template <class real>
+LAH_INLINE uint32_t lanes_reaching(const real* values, real add, real threshold) {
+  uint32_t bits = 0;
+#if defined(__SSE2__)
+  if constexpr (std::is_same_v<real, float>) {
+    const __m128 a = _mm_set1_ps(add), t = _mm_set1_ps(threshold);
+    for (int l = 0; l < kLanes; l += 4) {
+      const __m128 reach = _mm_cmpge_ps(_mm_add_ps(_mm_loadu_ps(values + l), a), t);
+      bits |= static_cast<uint32_t>(_mm_movemask_ps(reach)) << l;
+    }
+    return bits;
+  }
+#endif
+  for (int l = 0; l < kLanes; ++l)
+    bits |= uint32_t{values[l] + add >= threshold} << l;
+  return bits;
 }
 
 // Whether stores of `bytes` to the row-aligned `to` may bypass the cache: they need 16-byte

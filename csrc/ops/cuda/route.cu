@@ -165,11 +165,11 @@ const char* route(const RouteArgs& args, void* stream) {
   return route_in_one_launch(ChooseFromAxis{args}, args.axis, stream);
 }
 
-const char* route_axis_backward(const RouteBackwardArgs& a, void* stream) {
+const char* route_axis_backward(const RouteBackwardArgs& a, void* stream_pointer) {
+  const auto stream = static_cast<cudaStream_t>(stream_pointer);
   if (a.tokens == 0)
     return nullptr;
-  sigmoid_backward_kernel<<<static_cast<unsigned>(a.tokens), kThreads, 0,
-                            static_cast<cudaStream_t>(stream)>>>(a);
+  sigmoid_backward_kernel<<<static_cast<unsigned>(a.tokens), kThreads, 0, stream>>>(a);
   return launch_error();
 }
 

@@ -74,11 +74,11 @@ __global__ void __launch_bounds__(kThreads) grad_kernel(RouteBackwardArgs a) {
 
 } // namespace
 
-const char* route_backward(const RouteBackwardArgs& a, void* stream) {
+const char* route_backward(const RouteBackwardArgs& a, void* stream_pointer) {
+  const auto stream = static_cast<cudaStream_t>(stream_pointer);
   if (a.tokens == 0)
     return nullptr;
-  grad_kernel<<<static_cast<unsigned>(a.tokens), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      a);
+  grad_kernel<<<static_cast<unsigned>(a.tokens), kThreads, 0, stream>>>(a);
   return launch_error();
 }
 
