@@ -1,20 +1,24 @@
 """A local mixture layer, forward and backward, beside the same module in eager torch: T=4096, E=64, H=F=512, float32.
 
 Eager is written as such layers are today: top-k and softmax, a stable sort, a gather, a loop over experts, a
-scatter-add. torch.compile (with --full only: it compiles for minutes)
-breaks its graph where the loop reads the numbers of rows.
+scatter-add. torch.compile (with --full only: it compiles for minutes) breaks its graph where the loop reads the numbers
+of rows. "Products alone" is the layer's matrix products on rows that are there: what no layer can go below.
 How it is measured: see `benchmarks/eager.py`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.common import parse_options
 from benchmarks.eager import Pair, beside_eager, keep_pages
+from learning_at_home import ops
 from learning_at_home.nn import MoE, Router
 
+RAW = torch.ops.learning_at_home
 HIDDEN = INNER = 512
 
 
@@ -36,8 +40,27 @@ def eager_layer(moe: MoE, x: Tensor) -> Tensor:
     return torch.zeros_like(x).index_add(0, token, rows)
 
 
+def products_alone(moe: MoE, x: Tensor) -> Callable[[], object]:
+    """The matrix products of the experts, forward and backward."""
+    route = moe.router(x)
+    rows, _ = ops.dispatch(x, route.index, route.rank, route.offset)
+    w_in, w_out = (weight.detach() for weight in moe.experts.parameters())
+    gated = RAW.grouped_mm(rows, w_in, route.offset)
+    inner, grad = gated[:, : moe.experts.inner].contiguous(), torch.randn_like(rows)
+
+    def products() -> object:
+        forward = RAW.grouped_mm(rows, w_in, route.offset), RAW.grouped_mm(inner, w_out, route.offset)
+        backward = (
+            RAW.grouped_mm_backward(grad, inner, w_out, route.offset),
+            RAW.grouped_mm_backward(gated, rows, w_in, route.offset),
+        )
+        return forward, backward
+
+    return products
+
+
 def layer(tokens: int, num_experts: int, k: int) -> Pair:
-    """Both directions. Neither side has a bound that is not mostly matrix products."""
+    """Both directions."""
     moe = MoE(Router(HIDDEN, num_experts, k), INNER)
     x = torch.randn(tokens, HIDDEN, requires_grad=True)
     leaves = (x, *moe.parameters())
@@ -54,7 +77,9 @@ def layer(tokens: int, num_experts: int, k: int) -> Pair:
     def compiled() -> object:
         return torch.autograd.grad(forward(moe, x).square().sum(), leaves)
 
-    return Pair(ours, eager, compiled=compiled)
+    with torch.no_grad():
+        others = {"products alone": products_alone(moe, x)}
+    return Pair(ours, eager, others=others, compiled=compiled)
 
 
 def main() -> None:

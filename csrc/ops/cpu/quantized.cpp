@@ -69,7 +69,7 @@ struct Bf16 { // never scaled
   using type = uint16_t;
   using wide = uint32_t;
   static constexpr float kLargest = 1.0f;
-  static LAH_INLINE wide encode(float x) { return narrow<BFloat16>(x).bits; }
+  static LAH_INLINE wide encode(float x) { return bfloat16_bits(x); }
   static LAH_INLINE float decode(wide x) { return std::bit_cast<float>(x << 16); }
 };
 
@@ -143,7 +143,7 @@ LAH_INLINE void dequantize_chunk(const typename code::type* row, float scale, sc
   for (int64_t i = 0; i < n; ++i)
     value[i] = code::decode(row[i]) * scale;
   for (int64_t i = 0; i < n; ++i)
-    out[i] = narrow<scalar>(value[i]);
+    narrow_into(out[i], value[i]);
 }
 
 template <class code, class scalar>
