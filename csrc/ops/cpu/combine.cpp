@@ -90,6 +90,8 @@ LAH_MULTIVERSION void combine_range(const CombineArgs& a, int64_t begin, int64_t
   auto* weight = static_cast<real*>(a.weight);
   const auto row_bytes = a.hidden * static_cast<int64_t>(sizeof(scalar));
   const bool stream = can_stream(a.out, row_bytes, a.plan.tokens * row_bytes);
+  if (begin == end)
+    return; // there is no first token
   Choices<scalar, real> choices(a.plan, rows, a.hidden, begin);
   for (int64_t t = begin; t < end; ++t) {
     const Choices<scalar, real> next(a.plan, rows, a.hidden, std::min(t + 1, end - 1));

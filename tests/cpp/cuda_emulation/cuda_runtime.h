@@ -55,6 +55,7 @@ inline thread_local cudaError_t last_error = cudaSuccess;
 inline thread_local std::string last_failure;
 
 inline cudaError_t start(const Shape& shape, const std::function<void()>& thread) {
+  ++enqueued;
   const uint64_t blocks = uint64_t{shape.grid.x} * shape.grid.y * shape.grid.z;
   const uint64_t threads = uint64_t{shape.block.x} * shape.block.y * shape.block.z;
   if (blocks == 0 || shape.grid.x > 0x7fffffffu || shape.grid.y > 65535 || shape.grid.z > 65535 ||
@@ -91,6 +92,7 @@ inline const char* cudaGetErrorString(cudaError_t error) {
   return "unknown error";
 }
 inline cudaError_t cudaMemsetAsync(void* at, int value, size_t bytes, cudaStream_t) {
+  ++lah::cuda_emulation::enqueued;
   if (bytes > 0)
     std::memset(at, value, bytes);
   return cudaSuccess;

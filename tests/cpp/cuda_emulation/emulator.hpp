@@ -36,6 +36,9 @@ constexpr size_t kSharedBytes = 48 << 10;                    // of a block
 using Where = std::source_location;
 using Lanes = std::array<uint64_t, kWarp>;
 
+// Kernels and memsets so far, in this OS thread.
+inline thread_local uint64_t enqueued = 0;
+
 // The order of threads in the launches that follow.
 void seed(uint32_t value);
 
