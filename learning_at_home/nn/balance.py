@@ -13,7 +13,7 @@ def balance_loss(stats: Tensor) -> Tensor:
     """E * sum_e f_e * p_e (Switch Transformers, Fedus et al. 2021, eq. 4), 1 when balanced; differentiable in p.
 
     Args:
-        stats: [2, E] of `ops.route_grid`: assignments, and mean probability over the experts alive.
+        stats: [2, E] of an `ops.Route`: assignments, and mean probability over the experts alive.
     """
     assigned, probability = stats[0], stats[1]
     return len(assigned) * (assigned / assigned.sum().clamp(min=1) * probability).sum()
@@ -23,7 +23,7 @@ def z_loss(lse: Tensor) -> Tensor:
     """mean_t lse_t^2 (ST-MoE, Zoph et al. 2022, eq. 5): keeps logits small; differentiable.
 
     Args:
-        lse: [T] of `ops.route_grid`, logsumexp of a token's scores.
+        lse: [T] of an `ops.Route`, logsumexp of a token's scores.
     """
     return lse.square().mean() if len(lse) else lse.sum()
 

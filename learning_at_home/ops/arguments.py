@@ -70,9 +70,7 @@ def check_plan(like: Any, index: Any, rank: Any, offset: Any) -> None:
     check_tensor("offset", offset, (torch.int32,), ("E + 1",), like)
     for name, x in (("index", index), ("rank", rank), ("offset", offset)):
         if not x.is_contiguous() or (name == "offset" and x.numel() < 2):
-            raise ValueError(
-                f"{name}: expected the contiguous tensor that route_grid returns, got shape {shown(x.shape)}"
-            )
+            raise ValueError(f"{name}: expected the contiguous tensor of a Route or Plan, got shape {shown(x.shape)}")
 
 
 def flattened(x: Tensor) -> Tensor:

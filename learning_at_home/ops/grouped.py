@@ -25,7 +25,7 @@ def grouped_mm(rows: Tensor, weight: Tensor, offset: Tensor) -> Tensor:
     Args:
         rows: [R, H] of `dispatch`, float32, float64, bfloat16 or float16; differentiable.
         weight: [E, H, N], dtype of rows; differentiable.
-        offset: int32 [E + 1] of `route_grid`.
+        offset: int32 [E + 1] of a `Route` or `Plan`.
 
     Returns:
         [R, N], dtype of rows. What rows that no expert owns become is not specified; nothing of them reaches any

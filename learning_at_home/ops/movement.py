@@ -20,8 +20,8 @@ def dispatch(x: Tensor, index: Tensor, rank: Tensor, offset: Tensor, *, align: i
     Args:
         x: [T, ...], any dtype (arguments other than activations travel the same way); differentiable in
             float32, float64, bfloat16 and float16.
-        index, rank, offset: of `route_grid`.
-        align: as given to `route_grid`.
+        index, rank, offset: of a `Route` or `Plan`.
+        align: as that was made with.
 
     Returns:
         rows: [R, ...], R = T * k, or T * k + E * (align - 1) rounded up to align when align > 1. Rows of one
@@ -64,7 +64,7 @@ def combine(
     Args:
         rows: [R, ...], float32, float64, bfloat16 or float16; differentiable.
         score: [T, k], differentiable.
-        index, rank, offset: of `route_grid`.
+        index, rank, offset: of a `Route` or `Plan`.
         ok: bool [R], the rows that arrived. None: all.
         normalize: "softmax" over the live scores, "sum": score divided by the sum of the live scores (zeros
             if that is 0), "none": score.

@@ -33,11 +33,11 @@ def dispatch_quantized(
 
     Args:
         x: [T, H], float32, float64 (CPU), bfloat16 or float16; detached, or under `torch.no_grad`.
-        index, rank, offset: of `route_grid`.
+        index, rank, offset: of a `Route` or `Plan`.
         dtype: of the rows: torch.int8, torch.float8_e4m3fn or torch.bfloat16.
         block: consecutive elements of a row that share a scale, a multiple of 16; fewer in the last block of a row.
             0: the whole row shares one. Must be 0 with bfloat16.
-        align: as given to `route_grid`.
+        align: as that was made with.
 
     Returns:
         rows: [R, H] in `dtype`, R and order as in `dispatch`; rows that no assignment owns are zero.

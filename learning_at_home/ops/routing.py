@@ -159,7 +159,11 @@ def route(
 
 
 class Plan(NamedTuple):
-    """Where the rows of T * k choices are: what `dispatch` and `combine` take beside index."""
+    """Where the rows of T * k choices are: what `dispatch` and `combine` take beside index.
+
+    Made with align 1, no row before offset[E] is free. CUDA kernels rely on it where R = T * k: of a layout by hand
+    that leaves some free there, those rows are not cleared.
+    """
 
     rank: Tensor
     offset: Tensor
