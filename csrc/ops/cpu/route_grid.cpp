@@ -73,7 +73,7 @@ LAH_INLINE void choose_from_beam(GridScores<real>& scores, int64_t beam, Tournam
 template <class real>
 LAH_INLINE void choose_by_threshold(GridScores<real>& scores, Tournament<real>& order,
                                     Columns<real>& columns, Best<real>& best) {
-  constexpr int64_t kSorted = 4;
+  constexpr int64_t kSorted = 16;
   order.start(scores.row.data(), scores.rows);
   columns.start(scores.column);
   best.clear();
