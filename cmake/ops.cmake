@@ -48,6 +48,7 @@ target_compile_options(lah_ops_cpu PRIVATE -O3 -ffp-contract=off -fno-trapping-m
 target_link_libraries(lah_ops_cpu PRIVATE lah_flags)
 
 file(GLOB op_sources CONFIGURE_DEPENDS csrc/ops/*.cpp)
+compile_for_warnings(${op_sources})
 add_library(_C MODULE ${op_sources} ${cuda_sources})
 set_target_properties(_C PROPERTIES PREFIX "" SKIP_BUILD_RPATH ON INSTALL_RPATH "")
 target_include_directories(_C SYSTEM PRIVATE "${TORCH_INCLUDE}")
