@@ -1,4 +1,4 @@
-// Where an op runs, and how it is registered.
+// What the files of the ops share: where an op runs, rows without an owner, registration.
 //
 // Everything is checked before work starts: an exception inside parallel_for would lose its
 // message.

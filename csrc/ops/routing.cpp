@@ -81,6 +81,39 @@ Grid check_route(const char* op, const std::vector<int64_t>& sizes, const Tensor
   return grid;
 }
 
+Score check_score(const char* op, int64_t score) {
+  STD_TORCH_CHECK(score == 0 || score == 1, op, ": score must be 0 or 1, is ", score);
+  return static_cast<Score>(score);
+}
+
+// What a choice on one axis has beside the options of every grid.
+struct AxisOptions {
+  const void* bias = nullptr;
+  Score score = Score::logit;
+  int64_t groups = 1, top_groups = 1;
+};
+
+Routing::Outputs run_route(const char* op, const Tensor& logits, const Routing& routing,
+                           const AxisOptions& options) {
+  const bool sums = options.score == Score::sigmoid && routing.args.stats != nullptr;
+  Tensor affinity = new_empty(logits, {logits.is_cuda() && sums ? logits.size(0) : 0});
+  const RouteArgs args{.axis = routing.args,
+                       .bias = options.bias,
+                       .score = options.score,
+                       .groups = options.groups,
+                       .top_groups = options.top_groups,
+                       .affinity = affinity.mutable_data_ptr()};
+  run(
+      op, logits, [&](auto stream) { return cuda::route(args, stream); },
+      [&] {
+        const Scalar dtype = scalar_of(op, "logits", logits);
+        routing.on_cpu(dtype, [&](int64_t begin, int64_t end) {
+          cpu::route_axis_tokens(args, dtype, begin, end);
+        });
+      });
+  return routing.outputs();
+}
+
 Routing::Outputs route_grid_op(const Tensor& logits, std::vector<int64_t> sizes, int64_t k,
                                MaybeTensor alive, int64_t beam, int64_t capacity, int64_t align,
                                bool want_lse, bool want_stats) {
@@ -88,6 +121,8 @@ Routing::Outputs route_grid_op(const Tensor& logits, std::vector<int64_t> sizes,
   const Grid grid = check_route(op, sizes, logits, k, capacity, align);
   STD_TORCH_CHECK(beam >= 0, op, ": beam must not be negative, is ", beam);
   Routing routing(op, logits, grid, k, alive, capacity, align, want_lse, want_stats);
+  if (grid.dims == 1) // nothing to rule out, and no prefixes for a beam
+    return run_route(op, logits, routing, {});
   routing.args.beam = beam;
   run(
       op, logits, [&](auto stream) { return cuda::route_grid(routing.args, stream); },
@@ -98,11 +133,6 @@ Routing::Outputs route_grid_op(const Tensor& logits, std::vector<int64_t> sizes,
         });
       });
   return routing.outputs();
-}
-
-Score check_score(const char* op, int64_t score) {
-  STD_TORCH_CHECK(score == 0 || score == 1, op, ": score must be 0 or 1, is ", score);
-  return static_cast<Score>(score);
 }
 
 Routing::Outputs route_op(const Tensor& logits, int64_t k, MaybeTensor alive, MaybeTensor bias,
@@ -122,23 +152,8 @@ Routing::Outputs route_op(const Tensor& logits, int64_t k, MaybeTensor alive, Ma
     check_dtype(op, "bias", *bias, logits.scalar_type());
   }
   const Routing routing(op, logits, grid, k, alive, capacity, align, want_lse, want_stats);
-  Tensor affinity =
-      new_empty(logits, {logits.is_cuda() && want_stats && score != 0 ? logits.size(0) : 0});
-  const RouteArgs args{.axis = routing.args,
-                       .bias = data_or_null(bias),
-                       .score = check_score(op, score),
-                       .groups = groups,
-                       .top_groups = top_groups,
-                       .affinity = affinity.mutable_data_ptr()};
-  run(
-      op, logits, [&](auto stream) { return cuda::route(args, stream); },
-      [&] {
-        const Scalar dtype = scalar_of(op, "logits", logits);
-        routing.on_cpu(dtype, [&](int64_t begin, int64_t end) {
-          cpu::route_axis_tokens(args, dtype, begin, end);
-        });
-      });
-  return routing.outputs();
+  return run_route(op, logits, routing,
+                   {data_or_null(bias), check_score(op, score), groups, top_groups});
 }
 
 std::tuple<Tensor, Tensor, Tensor> plan_op(const Tensor& index, int64_t experts, int64_t capacity,

@@ -11,19 +11,18 @@ from torch import Tensor, nn
 
 from learning_at_home import ops
 from learning_at_home.errors import InvalidArgument
-from learning_at_home.ops.arguments import MAX_CHOICES, MAX_EXPERTS, MAX_GRID_DIMS, MAX_GROUPS
+from learning_at_home.ops import arguments
+from learning_at_home.ops.arguments import MAX_CHOICES, MAX_GROUPS
 from learning_at_home.ops.reference import unpack_alive
 from learning_at_home.ops.routing import SCORES
 
 
 def checked_grid(name: str, sizes: Sequence[int]) -> tuple[int, ...]:
     """Return the sizes of a grid's axes, or raise InvalidArgument naming the argument."""
-    grid = tuple(int(size) for size in sizes)
-    if not 1 <= len(grid) <= MAX_GRID_DIMS or min(grid) < 1 or math.prod(grid) > MAX_EXPERTS:
-        raise InvalidArgument(
-            f"{name}: expected 1 to {MAX_GRID_DIMS} positive sizes with a product of at most {MAX_EXPERTS}, got {grid}"
-        )
-    return grid
+    try:
+        return tuple(arguments.checked_grid(name, sizes))
+    except ValueError as error:
+        raise InvalidArgument(str(error)) from None
 
 
 def full_precision(proj: nn.Linear, x: Tensor) -> Tensor:

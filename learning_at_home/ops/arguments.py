@@ -18,11 +18,12 @@ MAX_GROUPS = 32
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def checked_grid(grid: Sequence[int]) -> list[int]:
+def checked_grid(name: str, grid: Sequence[int]) -> list[int]:
+    """The sizes of a grid's axes."""
     sizes = [int(size) for size in grid]
     if not 1 <= len(sizes) <= MAX_GRID_DIMS or min(sizes) < 1 or math.prod(sizes) > MAX_EXPERTS:
         raise ValueError(
-            f"grid: expected 1 to {MAX_GRID_DIMS} positive sizes with a product of at most {MAX_EXPERTS}, got {sizes}"
+            f"{name}: expected 1 to {MAX_GRID_DIMS} positive sizes with a product of at most {MAX_EXPERTS}, got {sizes}"
         )
     return sizes
 

@@ -81,17 +81,11 @@ def route_grid(
     Raises:
         TypeError, ValueError: an argument of wrong type, shape or range.
     """
-    grid = checked_grid(grid)
+    grid = checked_grid("grid", grid)
     experts = math.prod(grid)
     check_tensor("logits", logits, FLOATS, ("T", sum(grid)))
-    check_range("k", k, 1, MAX_CHOICES)
     check_range("beam", beam, 0)
-    check_range("capacity", capacity, 0)
-    check_range("align", align, 1)
-    if alive is not None:
-        check_tensor("alive", alive, (torch.int32,), ((experts + 31) // 32,), like=logits)
-    if logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()
+    logits = _checked(logits, experts, k, alive, capacity, align)
     return Route(*_RouteGrid.apply(logits, grid, k, alive, beam, capacity, align, want_lse, want_stats))
 
 
@@ -138,24 +132,28 @@ def route(
     check_tensor("logits", logits, FLOATS, ("T", "E"))
     experts = logits.size(1)
     check_range("E", experts, 1, MAX_EXPERTS)
-    check_range("k", k, 1, MAX_CHOICES)
+    logits = _checked(logits, experts, k, alive, capacity, align)
     check_range("groups", groups, 1, MAX_GROUPS)
     if experts % groups:
         raise ValueError(f"groups: expected a divisor of {experts} experts, got {groups}")
     check_range("top_groups", top_groups, 1, groups)
-    check_range("capacity", capacity, 0)
-    check_range("align", align, 1)
     if score not in SCORES:
         raise ValueError(f"score: expected one of {', '.join(SCORES)}, got {score!r}")
-    if alive is not None:
-        check_tensor("alive", alive, (torch.int32,), ((experts + 31) // 32,), like=logits)
-    if logits.dtype in (torch.bfloat16, torch.float16):
-        logits = logits.float()
     if bias is not None:
         check_tensor("bias", bias, FLOATS, (experts,), like=logits)
         bias = bias.detach().to(logits.dtype).contiguous()
     options = (groups, top_groups, capacity, align, want_lse, want_stats)
     return Route(*_Route.apply(logits, k, alive, bias, SCORES[score], *options))
+
+
+def _checked(logits: Tensor, experts: int, k: int, alive: Tensor | None, capacity: int, align: int) -> Tensor:
+    """Check what `route` and `route_grid` share; logits in float32, or float64."""
+    check_range("k", k, 1, MAX_CHOICES)
+    check_range("capacity", capacity, 0)
+    check_range("align", align, 1)
+    if alive is not None:
+        check_tensor("alive", alive, (torch.int32,), ((experts + 31) // 32,), like=logits)
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 class Plan(NamedTuple):
@@ -225,7 +223,7 @@ def alive_bitmap(alive: Tensor | Sequence[int], num_experts: int) -> Tensor:
 
 
 class _Routing(torch.autograd.Function):
-    """The backward of both: what they share is kept by `_keep`."""
+    """The backward of both: `_keep` keeps what it needs, `constants` are inputs without a gradient."""
 
     @staticmethod
     @once_differentiable
@@ -250,9 +248,8 @@ class _Routing(torch.autograd.Function):
 
 
 def _keep(ctx: Any, logits: Tensor, grid: list[int], alive: Tensor | None, score: int, outputs: Any) -> Any:
-    index, _, rank, offset, lse, stats = outputs
+    index, _, rank, offset, lse, _ = outputs
     ctx.grid, ctx.score = grid, score
-    ctx.has_lse, ctx.has_stats = lse.size(0) == logits.size(0), stats.dim() == 2  # else they are empty
     ctx.save_for_backward(logits, index, lse, alive)
     ctx.mark_non_differentiable(index, rank, offset)
     ctx.set_materialize_grads(False)
@@ -285,7 +282,7 @@ class _RouteGrid(_Routing):
             want_lse=want_lse,
             want_stats=want_stats,
         )
-        ctx.constants = 8
+        ctx.has_lse, ctx.has_stats, ctx.constants = want_lse or want_stats, want_stats, 8
         return _keep(ctx, logits, grid, alive, reference.LOGIT, outputs)
 
 
@@ -319,5 +316,5 @@ class _Route(_Routing):
             want_lse=want_lse,
             want_stats=want_stats,
         )
-        ctx.constants = 10
+        ctx.has_lse, ctx.has_stats, ctx.constants = want_lse or want_stats, want_stats, 10
         return _keep(ctx, logits, [logits.size(1)], alive, score, outputs)

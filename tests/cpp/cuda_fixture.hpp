@@ -81,6 +81,50 @@ template <class Check> void for_seeds(uint32_t count, const Check& check) {
   }
 }
 
+inline Grid grid_of(std::initializer_list<int64_t> sizes) {
+  Grid grid{};
+  grid.experts = 1;
+  for (const int64_t size : sizes) {
+    grid.size[grid.dims++] = size;
+    grid.logits += size;
+    grid.experts *= size;
+  }
+  return grid;
+}
+
+// What a route writes, and its arguments. `in` says grid, logits, alive, tokens and options.
+struct RouteOutput {
+  RouteGridArgs args;
+  Guarded<int32_t> index, rank, offset, count, tile_count;
+  Guarded<float> score, lse, stats, tile_probability;
+
+  RouteOutput(const RouteGridArgs& in, bool with_lse, bool with_stats, int before)
+      : args(in), index(in.tokens * in.k, before), rank(in.tokens * in.k, before),
+        offset(in.grid.experts + 1, before), count(in.grid.experts, before),
+        tile_count(rank_tiles(in.tokens * in.k, in.grid.experts) * in.grid.experts, before),
+        score(in.tokens * in.k, before), lse(with_lse ? in.tokens : 0, before),
+        stats(with_stats ? 2 * in.grid.experts : 0, before),
+        tile_probability(with_stats ? stats_tiles(in.tokens) * in.grid.experts : 0, before) {
+    args.index = index.data();
+    args.rank = rank.data();
+    args.offset = offset.data();
+    args.count = count.data();
+    args.tile_count = tile_count.data();
+    args.score = score.data();
+    args.lse = lse.data();
+    args.stats = stats.data();
+    args.tile_probability = tile_probability.data();
+  }
+};
+
+// choose(begin, end) over the tiles of statistics, then the plan.
+template <class Choose> void route_on_cpu(const RouteGridArgs& a, const Choose& choose) {
+  const int64_t tile = stats_tile(a.tokens);
+  for (int64_t i = 0; i < stats_tiles(a.tokens); ++i)
+    choose(i * tile, std::min((i + 1) * tile, a.tokens));
+  cpu::route_plan(a, Scalar::f32);
+}
+
 using CudaRowTypes = testing::Types<float, BFloat16, Float16>;
 
 } // namespace lah::ops

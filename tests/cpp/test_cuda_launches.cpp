@@ -20,42 +20,38 @@ struct Layer {
                  x = random.normals<float>(kTokens * kHidden),
                  grad = random.normals<float>(kTokens * kHidden),
                  gate_up = random.normals<float>(kRows * 2 * kInner);
-  Guarded<int32_t> index{kRows}, rank{kRows}, offset{kExperts + 1}, count{kExperts},
-      tile_count{rank_tiles(kRows, kExperts) * kExperts}, source{kRows};
-  Guarded<float> score{kRows}, lse{kTokens}, stats{2 * kExperts},
-      tile_probability{stats_tiles(kTokens) * kExperts}, rows{kRows * kHidden},
-      gated{kRows * kInner}, out{kTokens * kHidden}, weight{kRows}, grad_rows{kRows * kHidden},
-      grad_score{kRows}, grad_gate_up{kRows * 2 * kInner}, grad_x{kTokens * kHidden},
-      grad_logits{kTokens * kExperts};
-  Grid grid{.dims = 1, .size = {kExperts}, .logits = kExperts, .experts = kExperts};
+  RouteOutput route{options(), true, true, kBefore};
+  Guarded<int32_t> source{kRows};
+  Guarded<float> rows{kRows * kHidden}, gated{kRows * kInner}, out{kTokens * kHidden},
+      weight{kRows}, grad_rows{kRows * kHidden}, grad_score{kRows},
+      grad_gate_up{kRows * 2 * kInner}, grad_x{kTokens * kHidden}, grad_logits{kTokens * kExperts};
 
-  RouteGridArgs route() {
-    return {.grid = grid,
-            .logits = logits.data(),
-            .alive = nullptr,
-            .tokens = kTokens,
-            .k = kChoices,
-            .beam = 0,
-            .capacity = 0,
-            .align = 1,
-            .index = index.data(),
-            .rank = rank.data(),
-            .offset = offset.data(),
-            .count = count.data(),
-            .score = score.data(),
-            .lse = lse.data(),
-            .stats = stats.data(),
-            .tile_count = tile_count.data(),
-            .tile_probability = tile_probability.data()};
+  RouteGridArgs options() const {
+    RouteGridArgs args{};
+    args.grid = grid_of({kExperts});
+    args.logits = logits.data();
+    args.tokens = kTokens;
+    args.k = kChoices;
+    args.align = 1;
+    return args;
   }
   Plan plan() const {
-    return {index.data(), rank.data(), offset.data(), nullptr, kTokens, kChoices, kExperts, kRows};
+    return {route.index.data(),
+            route.rank.data(),
+            route.offset.data(),
+            nullptr,
+            kTokens,
+            kChoices,
+            kExperts,
+            kRows};
   }
 };
 
 TEST(CudaLaunches, ForwardAndBackwardOfALayerAreFourEach) {
   Layer a;
-  EXPECT_EQ(enqueued_by([&] { return cuda::route_grid(a.route(), nullptr); }), 1u);
+  EXPECT_EQ(enqueued_by([&] { return cuda::route_grid(a.route.args, nullptr); }), 1u);
+  const RouteArgs axis{a.route.args, nullptr, Score::logit, 1, 1, nullptr};
+  EXPECT_EQ(enqueued_by([&] { return cuda::route(axis, nullptr); }), 1u);
   EXPECT_EQ(enqueued_by([&] {
               const auto bytes = kHidden * static_cast<int64_t>(sizeof(float));
               return cuda::dispatch({a.plan(), a.x.data(), bytes, a.rows.data(), a.source.data()},
@@ -68,16 +64,17 @@ TEST(CudaLaunches, ForwardAndBackwardOfALayerAreFourEach) {
             }),
             1u);
   EXPECT_EQ(enqueued_by([&] {
-              return cuda::combine({a.plan(), a.rows.data(), a.score.data(), nullptr, kHidden,
+              return cuda::combine({a.plan(), a.rows.data(), a.route.score.data(), nullptr, kHidden,
                                     Normalize::softmax, a.out.data(), a.weight.data()},
                                    Scalar::f32, nullptr);
             }),
             1u);
   EXPECT_EQ(enqueued_by([&] {
-              return cuda::combine_backward(
-                  {a.plan(), a.grad.data(), a.rows.data(), a.score.data(), a.weight.data(), kHidden,
-                   Normalize::softmax, a.grad_rows.data(), a.grad_score.data(), a.source.data()},
-                  Scalar::f32, nullptr);
+              return cuda::combine_backward({a.plan(), a.grad.data(), a.rows.data(),
+                                             a.route.score.data(), a.weight.data(), kHidden,
+                                             Normalize::softmax, a.grad_rows.data(),
+                                             a.grad_score.data(), a.source.data()},
+                                            Scalar::f32, nullptr);
             }),
             1u);
   EXPECT_EQ(enqueued_by([&] {
@@ -93,14 +90,14 @@ TEST(CudaLaunches, ForwardAndBackwardOfALayerAreFourEach) {
             }),
             1u);
   EXPECT_EQ(enqueued_by([&] {
-              return cuda::route_backward({.grid = a.grid,
+              return cuda::route_backward({.grid = a.route.args.grid,
                                            .grad_score = a.grad_score.data(),
-                                           .grad_lse = a.lse.data(),
-                                           .grad_stats = a.stats.data(),
+                                           .grad_lse = a.route.lse.data(),
+                                           .grad_stats = a.route.stats.data(),
                                            .logits = a.logits.data(),
-                                           .index = a.index.data(),
+                                           .index = a.route.index.data(),
                                            .alive = nullptr,
-                                           .lse = a.lse.data(),
+                                           .lse = a.route.lse.data(),
                                            .tokens = kTokens,
                                            .choices = kChoices,
                                            .grad_logits = a.grad_logits.data()},

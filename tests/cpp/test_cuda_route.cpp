@@ -7,25 +7,12 @@
 namespace lah::ops {
 namespace {
 
-Grid make_grid(std::initializer_list<int64_t> sizes) {
-  Grid grid{};
-  grid.experts = 1;
-  for (const int64_t size : sizes) {
-    grid.size[grid.dims++] = size;
-    grid.logits += size;
-    grid.experts *= size;
-  }
-  return grid;
-}
-
 Grid random_grid(Random& random) {
   static const Grid kGrids[] = {
-      make_grid({1}),          make_grid({2}),        make_grid({31}),
-      make_grid({32}),         make_grid({33}),       make_grid({300}),
-      make_grid({1, 1}),       make_grid({2, 3}),     make_grid({33, 9}),
-      make_grid({9, 33}),      make_grid({16, 16}),   make_grid({1, 40, 2}),
-      make_grid({3, 4, 5}),    make_grid({7, 1, 43}), make_grid({2, 3, 4, 5}),
-      make_grid({5, 2, 1, 31})};
+      grid_of({1}),       grid_of({2}),        grid_of({31}),         grid_of({32}),
+      grid_of({33}),      grid_of({300}),      grid_of({1, 1}),       grid_of({2, 3}),
+      grid_of({33, 9}),   grid_of({9, 33}),    grid_of({16, 16}),     grid_of({1, 40, 2}),
+      grid_of({3, 4, 5}), grid_of({7, 1, 43}), grid_of({2, 3, 4, 5}), grid_of({5, 2, 1, 31})};
   return one_of(random, kGrids);
 }
 
@@ -68,46 +55,22 @@ private:
   }
 };
 
-struct RouteOutput {
-  Guarded<int32_t> index, rank, offset, count;
-  Guarded<float> score, lse, stats;
-  RouteGridArgs args;
-  Guarded<int32_t> tile_count;
-  Guarded<float> tile_probability;
+RouteOutput output_of(const RouteInput& in, int before) {
+  RouteGridArgs args{};
+  args.grid = in.grid;
+  args.logits = in.logits.data();
+  args.alive = in.alive_bits();
+  args.tokens = in.tokens;
+  args.k = in.k;
+  args.beam = in.beam;
+  args.capacity = in.capacity;
+  args.align = in.align;
+  return RouteOutput(args, in.with_lse, in.with_stats, before);
+}
 
-  RouteOutput(const RouteInput& in, int before)
-      : index(in.tokens * in.k, before), rank(in.tokens * in.k, before),
-        offset(in.grid.experts + 1, before), count(in.grid.experts, before),
-        score(in.tokens * in.k, before), lse(in.with_lse ? in.tokens : 0, before),
-        stats(in.with_stats ? 2 * in.grid.experts : 0, before), args{.grid = in.grid,
-                                                                     .logits = in.logits.data(),
-                                                                     .alive = in.alive_bits(),
-                                                                     .tokens = in.tokens,
-                                                                     .k = in.k,
-                                                                     .beam = in.beam,
-                                                                     .capacity = in.capacity,
-                                                                     .align = in.align,
-                                                                     .index = index.data(),
-                                                                     .rank = rank.data(),
-                                                                     .offset = offset.data(),
-                                                                     .count = count.data(),
-                                                                     .score = score.data(),
-                                                                     .lse = lse.data(),
-                                                                     .stats = stats.data(),
-                                                                     .tile_count = nullptr,
-                                                                     .tile_probability = nullptr},
-        tile_count(rank_tiles(in.tokens * in.k, in.grid.experts) * in.grid.experts, before),
-        tile_probability(in.with_stats ? stats_tiles(in.tokens) * in.grid.experts : 0, before) {
-    args.tile_count = tile_count.data();
-    args.tile_probability = tile_probability.data();
-  }
-};
-
-void route_on_cpu(const RouteGridArgs& a) {
-  for (int64_t i = 0; i < stats_tiles(a.tokens); ++i)
-    cpu::route_tokens(a, Scalar::f32, i * stats_tile(a.tokens),
-                      std::min((i + 1) * stats_tile(a.tokens), a.tokens));
-  cpu::route_plan(a, Scalar::f32);
+void choose_on_cpu(const RouteGridArgs& a) {
+  route_on_cpu(a,
+               [&](int64_t begin, int64_t end) { cpu::route_tokens(a, Scalar::f32, begin, end); });
 }
 
 TEST(CudaRouteGrid, SameChoicesAsOnCpu) {
@@ -116,8 +79,8 @@ TEST(CudaRouteGrid, SameChoicesAsOnCpu) {
     SCOPED_TRACE(testing::Message()
                  << in.grid.dims << " axes, " << in.grid.experts << " experts, " << in.tokens
                  << " tokens, k " << in.k << ", beam " << in.beam << ", dead " << in.some_dead);
-    RouteOutput got(in, kBefore), want(in, kOtherBefore);
-    route_on_cpu(want.args);
+    RouteOutput got = output_of(in, kBefore), want = output_of(in, kOtherBefore);
+    choose_on_cpu(want.args);
     EXPECT_STREQ(cuda::route_grid(got.args, nullptr), nullptr);
     expect_same("index", got.index, want.index);
     expect_same("score", got.score, want.score);
@@ -175,8 +138,8 @@ TEST(CudaPlan, SameBitsAsOnCpu) {
 TEST(CudaRouteBackward, NearCpu) {
   for_seeds(100, [](Random& random) {
     const RouteInput in(random);
-    RouteOutput routed(in, kBefore);
-    route_on_cpu(routed.args);
+    RouteOutput routed = output_of(in, kBefore);
+    choose_on_cpu(routed.args);
     for (int32_t& e : routed.index)
       if (random.chance(0.05))
         e = random.garbage(in.grid.experts); // of a router that is not ours: void if out of range

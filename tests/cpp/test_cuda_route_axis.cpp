@@ -39,52 +39,39 @@ struct AxisInput {
 };
 
 struct AxisOutput {
-  Guarded<int32_t> index, rank, offset, count, tile_count;
-  Guarded<float> score, lse, stats, tile_probability, affinity;
+  RouteOutput route;
+  Guarded<float> affinity;
 
   AxisOutput(const AxisInput& in, int before)
-      : index(in.tokens * in.k, before), rank(in.tokens * in.k, before),
-        offset(in.experts + 1, before), count(in.experts, before),
-        tile_count(rank_tiles(in.tokens * in.k, in.experts) * in.experts, before),
-        score(in.tokens * in.k, before), lse(in.tokens, before),
-        stats(in.with_stats ? 2 * in.experts : 0, before),
-        tile_probability(in.with_stats ? stats_tiles(in.tokens) * in.experts : 0, before),
+      : route(options(in), true, in.with_stats, before),
         affinity(in.with_stats && in.score == Score::sigmoid ? in.tokens : 0, before) {}
 
   RouteArgs args(const AxisInput& in, int64_t top_groups) {
-    Grid grid{};
-    grid.dims = 1;
-    grid.size[0] = grid.logits = grid.experts = in.experts;
-    return {.axis = {.grid = grid,
-                     .logits = in.logits.data(),
-                     .alive = in.some_dead ? in.alive.data() : nullptr,
-                     .tokens = in.tokens,
-                     .k = in.k,
-                     .beam = 0,
-                     .capacity = 0,
-                     .align = 1,
-                     .index = index.data(),
-                     .rank = rank.data(),
-                     .offset = offset.data(),
-                     .count = count.data(),
-                     .score = score.data(),
-                     .lse = lse.data(),
-                     .stats = stats.data(),
-                     .tile_count = tile_count.data(),
-                     .tile_probability = tile_probability.data()},
+    return {.axis = route.args,
             .bias = in.with_bias ? in.bias.data() : nullptr,
             .score = in.score,
             .groups = in.groups,
             .top_groups = top_groups,
             .affinity = affinity.data()};
   }
+
+private:
+  static RouteGridArgs options(const AxisInput& in) {
+    RouteGridArgs args{};
+    args.grid = grid_of({in.experts});
+    args.logits = in.logits.data();
+    args.alive = in.some_dead ? in.alive.data() : nullptr;
+    args.tokens = in.tokens;
+    args.k = in.k;
+    args.align = 1;
+    return args;
+  }
 };
 
-void route_on_cpu(const RouteArgs& a) {
-  const int64_t tile = stats_tile(a.axis.tokens);
-  for (int64_t i = 0; i < stats_tiles(a.axis.tokens); ++i)
-    cpu::route_axis_tokens(a, Scalar::f32, i * tile, std::min((i + 1) * tile, a.axis.tokens));
-  cpu::route_plan(a.axis, Scalar::f32);
+void choose_on_cpu(const RouteArgs& a) {
+  route_on_cpu(a.axis, [&](int64_t begin, int64_t end) {
+    cpu::route_axis_tokens(a, Scalar::f32, begin, end);
+  });
 }
 
 // Two ways to compute a sigmoid differ in the last bit, and so may the choice among near keys: of
@@ -98,17 +85,17 @@ TEST(CudaRoute, SameChoicesAsOnCpu) {
                  << ", tokens " << in.tokens << ", k " << in.k << ", sigmoid "
                  << (in.score == Score::sigmoid) << ", bias " << in.with_bias);
     AxisOutput got(in, kBefore), want(in, kOtherBefore);
-    route_on_cpu(want.args(in, top_groups));
+    choose_on_cpu(want.args(in, top_groups));
     EXPECT_STREQ(cuda::route(got.args(in, top_groups), nullptr), nullptr);
-    expect_same("index", got.index, want.index);
+    expect_same("index", got.route.index, want.route.index);
     if (in.score == Score::logit)
-      expect_same("score", got.score, want.score);
-    expect_near("score", got.score, want.score, 1);
-    expect_same("rank", got.rank, want.rank);
-    expect_same("offset", got.offset, want.offset);
-    expect_same("count", got.count, want.count);
-    expect_near("lse", got.lse, want.lse, 8);
-    expect_near("stats", got.stats, want.stats, 1);
+      expect_same("score", got.route.score, want.route.score);
+    expect_near("score", got.route.score, want.route.score, 1);
+    expect_same("rank", got.route.rank, want.route.rank);
+    expect_same("offset", got.route.offset, want.route.offset);
+    expect_same("count", got.route.count, want.route.count);
+    expect_near("lse", got.route.lse, want.route.lse, 8);
+    expect_near("stats", got.route.stats, want.route.stats, 1);
   });
 }
 
@@ -118,8 +105,8 @@ TEST(CudaRoute, GradientThroughSigmoidsNearCpu) {
     in.score = Score::sigmoid;
     AxisOutput routed(in, kBefore);
     const RouteArgs route = routed.args(in, in.groups);
-    route_on_cpu(route);
-    for (int32_t& e : routed.index)
+    choose_on_cpu(route);
+    for (int32_t& e : routed.route.index)
       if (random.chance(0.05))
         e = random.garbage(in.experts);
     const auto grad_score = random.normals<float>(in.tokens * in.k),
@@ -131,9 +118,9 @@ TEST(CudaRoute, GradientThroughSigmoidsNearCpu) {
                            .grad_lse = random.chance(0.8) ? grad_lse.data() : nullptr,
                            .grad_stats = in.with_stats ? grad_stats.data() : nullptr,
                            .logits = in.logits.data(),
-                           .index = routed.index.data(),
+                           .index = routed.route.index.data(),
                            .alive = route.axis.alive,
-                           .lse = routed.lse.data(),
+                           .lse = routed.route.lse.data(),
                            .tokens = in.tokens,
                            .choices = in.k,
                            .grad_logits = want.data()};

@@ -71,7 +71,6 @@ public:
       entry_[j] = entry_[j - 1];
     entry_[j] = {score, id};
   }
-  LAH_INLINE void set(int64_t j, Scored<real> entry) { entry_[j] = entry; }
   LAH_INLINE int64_t id(int64_t j) const { return entry_[j].id; }
 
 private:

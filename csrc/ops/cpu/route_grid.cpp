@@ -96,17 +96,6 @@ LAH_INLINE void choose_by_threshold(GridScores<real>& scores, Tournament<real>& 
   }
 }
 
-// One axis: there are no rows to rule out, and k tournaments cost less than scanning for what
-// enters the k best.
-template <class real>
-LAH_INLINE void choose_from_axis(GridScores<real>& scores, int64_t k, Tournament<real>& order,
-                                 Best<real>& best) {
-  scores.fill_sum();
-  order.start(scores.sum.data(), scores.columns);
-  for (int64_t j = 0; j < k; ++j)
-    best.set(j, order.pop());
-}
-
 // The score as specified, from the logits themselves: masks have turned -0 into +0.
 template <class real> LAH_INLINE real score_of(const Grid& grid, const real* logits, int64_t id) {
   int64_t coordinate[kMaxGridDims] = {};
@@ -121,7 +110,7 @@ template <class real> LAH_INLINE real score_of(const Grid& grid, const real* log
 template <class real>
 LAH_MULTIVERSION void route_range(const RouteGridArgs& a, int64_t begin, int64_t end) {
   GridScores<real> scores(a.grid, a.alive);
-  Tournament<real> order(a.grid.dims == 1 ? scores.columns : scores.rows);
+  Tournament<real> order(scores.rows);
   Columns<real> columns(scores.columns);
   Best<real> best(a.k);
   auto* probability = static_cast<real*>(a.tile_probability);
@@ -139,11 +128,8 @@ LAH_MULTIVERSION void route_range(const RouteGridArgs& a, int64_t begin, int64_t
       for (int64_t e = 0; probability != nullptr && e < a.grid.experts; ++e)
         probability[e] += exp_negative(scores.sum[e] - lse);
     }
-    if (a.grid.dims == 1)
-      choose_from_axis(scores, a.k, order, best);
-    else
-      a.beam > 0 ? choose_from_beam(scores, a.beam, order, columns, best)
-                 : choose_by_threshold(scores, order, columns, best);
+    a.beam > 0 ? choose_from_beam(scores, a.beam, order, columns, best)
+               : choose_by_threshold(scores, order, columns, best);
     for (int64_t j = 0; j < a.k; ++j) {
       const int64_t id = best.id(j);
       a.index[t * a.k + j] = static_cast<int32_t>(id);

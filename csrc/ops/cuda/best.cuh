@@ -49,6 +49,13 @@ struct Best {
       mine = above;
     worst = shuffle(mine, k - 1);
   }
+
+  // Each lane offers an entry of its own; what can enter is inserted.
+  __device__ void offer(const Scored& entry) {
+    unsigned entering = __ballot_sync(kAllLanes, entry.score != -INFINITY && before(entry, worst));
+    for (; entering != 0; entering &= entering - 1)
+      insert(shuffle(entry, __ffs(static_cast<int>(entering)) - 1));
+  }
 };
 
 // Writes a token's choices: ids and, of those found, score_of(id).

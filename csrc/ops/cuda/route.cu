@@ -75,10 +75,7 @@ struct ChooseFromAxis {
       Scored entry{-INFINITY, first + at};
       if (at < count)
         entry.score = key(axis, entry.id);
-      unsigned entering =
-          __ballot_sync(kAllLanes, entry.score != -INFINITY && before(entry, best.worst));
-      for (; entering != 0; entering &= entering - 1)
-        best.insert(shuffle(entry, __ffs(static_cast<int>(entering)) - 1));
+      best.offer(entry);
     }
   }
 

@@ -6,7 +6,7 @@
 namespace lah::ops::cuda {
 namespace {
 
-// Every usable expert of a row that can enter is inserted.
+// Offers every usable expert of a row.
 __device__ void scan_row(const RouteGridArgs& a, const GridView& view, const float* logits,
                          const Scored& row, Best& best) {
   for (int first = 0; first < view.columns; first += kWarp) {
@@ -14,10 +14,7 @@ __device__ void scan_row(const RouteGridArgs& a, const GridView& view, const flo
     Scored entry{-INFINITY, row.id * view.columns + column};
     if (column < view.columns && is_alive(a.alive, entry.id))
       entry.score = finite_or_void(row.score + logits[view.first_column + column]);
-    unsigned entering =
-        __ballot_sync(kAllLanes, entry.score != -INFINITY && before(entry, best.worst));
-    for (; entering != 0; entering &= entering - 1)
-      best.insert(shuffle(entry, __ffs(static_cast<int>(entering)) - 1));
+    best.offer(entry);
   }
 }
 
