@@ -23,6 +23,7 @@ struct Limits {
   // --- DHT: one UDP datagram stays below every common path MTU -----------------------------------
   static constexpr size_t kDatagramBytes = 1200;
   static constexpr size_t kRecordPayloadBytes = 900;
+  static constexpr size_t kCertificateBytes = 104; // of admission, in a message's header
   static constexpr size_t kFindContacts = 16;
   static constexpr size_t kStoredRecords = 65536;
   static constexpr size_t kStoredBytes = size_t{64} << 20;

@@ -8,7 +8,7 @@ namespace {
 
 constexpr uint64_t kReplyBit = 0x40;
 constexpr uint64_t kClientModeFlag = 1;
-constexpr size_t kHeaderFields = 5;
+constexpr size_t kHeaderFields = 7;
 constexpr size_t kArrayMax = 64; // elements of any list in a message
 
 template <class... Cases> struct Overload : Cases... { using Cases::operator()...; };
@@ -20,6 +20,7 @@ void put_header(wire::Writer& out, uint64_t code, const Header& header, size_t f
   out.array(kHeaderFields + fields).u64(code).u64(header.txid);
   out.u64(header.client_mode ? kClientModeFlag : 0).bin(as_bytes(header.puzzle));
   out.bin(header.token ? as_bytes(*header.token) : ByteView{});
+  out.u64(header.wall_ms).bin(header.certificate);
 }
 
 void put_id(wire::Writer& out, const Id& id) {
@@ -185,6 +186,9 @@ Header read_header(wire::Reader& in) {
     std::memcpy(header.token.emplace().data(), token.data(), 16);
   else if (!token.empty())
     in.fail();
+  header.wall_ms = in.u64();
+  const ByteView certificate = in.bin(0, Limits::kCertificateBytes);
+  header.certificate.assign(certificate.begin(), certificate.end());
   return header;
 }
 

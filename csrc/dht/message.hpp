@@ -1,5 +1,5 @@
 // Every DHT message, declared once. A message is one msgpack array
-//   [code, txid, flags, puzzle, token, fields...]
+//   [code, txid, flags, puzzle, token, wall_ms, certificate, fields...]
 // inside a sealed packet. Elements a newer peer appends are ignored. Requests are idempotent.
 #pragma once
 
@@ -91,6 +91,12 @@ struct Header {
   PuzzleNonce puzzle{};
   // Request: what the receiver last gave us. Reply: what to send along next time.
   std::optional<Token> token;
+  // The sender's clock as its machine has it, corrected by nothing it learnt from others: else two
+  // nodes that correct each other could drift together.
+  WallMs wall_ms = 0;
+  // Of admission, where the receiver may not know it yet; at most Limits::kCertificateBytes. It has
+  // no room beside a record: STORE relies on the one its FIND carried.
+  Buffer certificate = {};
 };
 
 struct RequestMessage {
@@ -118,9 +124,9 @@ Buffer encode(const Header& header, const Reply& body);
 Result<std::variant<RequestMessage, ReplyMessage, UnknownRequest>> decode(ByteView plaintext);
 
 // Encoded size of a record in a reply, beside its payload; and of everything else in a FIND reply
-// for one key, and in a page.
+// for one key, and in a page. A header grows by its certificate.
 inline constexpr size_t kRecordWireOverhead = 1 + 34 + 9 + 9 + 3 + 66;
-inline constexpr size_t kHeaderWireBytes = 1 + 2 + 9 + 1 + 10 + 18;
+inline constexpr size_t kHeaderWireBytes = 1 + 2 + 9 + 1 + 10 + 18 + 9 + 2;
 inline constexpr size_t kFindReplyWireBytes = kHeaderWireBytes + 20 + 1;
 inline constexpr size_t kFindEntryWireBytes = 1 + 3 + 3 + 1;
 inline constexpr size_t kPageWireBytes = kHeaderWireBytes + 3 + 1;

@@ -90,7 +90,8 @@ void Node::on_request(const Contact& from, const RequestMessage& message, size_t
 }
 
 void Node::reply_to(const Contact& from, uint64_t txid, const Reply& body) {
-  const Header header{txid, config_.client_mode, puzzle_, tokens_.issue(from.endpoint, from.key)};
+  const Header header{txid, config_.client_mode, puzzle_, tokens_.issue(from.endpoint, from.key),
+                      wall_};
   if (auto sealed = cipher_.seal(from.key, encode(header, body)))
     send(from.endpoint, std::move(*sealed));
 }
@@ -140,7 +141,7 @@ void Node::observe(const Endpoint& observed) {
 }
 
 void Node::request(OpId op, const Contact& to, Request body) {
-  const Header header{rng_.u64(), config_.client_mode, puzzle_, memory_.token(to.key)};
+  const Header header{rng_.u64(), config_.client_mode, puzzle_, memory_.token(to.key), wall_};
   Buffer plaintext = encode(header, body);
   auto* find = std::get_if<FindRequest>(&body);
   if (const size_t bytes = plaintext.size() + crypto::kPacketOverhead;

@@ -27,7 +27,7 @@ Record record(size_t payload, uint8_t owner = 1) {
   return made;
 }
 
-const Header kHeader{UINT64_MAX, true, {1, 2, 3, 4, 5, 6, 7, 8}, Token{5}};
+const Header kHeader{UINT64_MAX, true, {1, 2, 3, 4, 5, 6, 7, 8}, Token{5}, UINT64_MAX};
 
 template <class Body, class MessageType> Body through_the_wire(const Body& body) {
   const Buffer bytes = encode(kHeader, body);
@@ -39,6 +39,8 @@ template <class Body, class MessageType> Body through_the_wire(const Body& body)
   EXPECT_TRUE(message.header.client_mode);
   EXPECT_EQ(message.header.puzzle, kHeader.puzzle);
   EXPECT_EQ(message.header.token, kHeader.token);
+  EXPECT_EQ(message.header.wall_ms, kHeader.wall_ms);
+  EXPECT_TRUE(message.header.certificate.empty());
   return std::move(message.body);
 }
 
@@ -97,7 +99,8 @@ TEST(DhtMessage, RepliesRoundTripInTheLargestForm) {
 
 TEST(DhtMessage, TrailingElementsOfANewerPeerAreIgnored) {
   wire::Writer out;
-  out.array(7).u64(1).u64(5).u64(0).bin(as_bytes(PuzzleNonce{})).bin({}).str("new").nil();
+  out.array(9).u64(1).u64(5).u64(0).bin(as_bytes(PuzzleNonce{})).bin({}).u64(kNow).bin({});
+  out.str("new").nil();
   const auto decoded = decode(out.view());
   ASSERT_TRUE(decoded);
   EXPECT_TRUE(std::holds_alternative<RequestMessage>(*decoded));
@@ -105,10 +108,24 @@ TEST(DhtMessage, TrailingElementsOfANewerPeerAreIgnored) {
 
 TEST(DhtMessage, AnUnknownRequestKeepsItsHeader) {
   wire::Writer out;
-  out.array(6).u64(23).u64(5).u64(0).bin(as_bytes(PuzzleNonce{})).bin({}).str("from the future");
+  out.array(8).u64(23).u64(5).u64(0).bin(as_bytes(PuzzleNonce{})).bin({}).u64(kNow).bin({});
+  out.str("from the future");
   const auto decoded = decode(out.view());
   ASSERT_TRUE(decoded);
   EXPECT_EQ(std::get<UnknownRequest>(*decoded).header.txid, 5U);
+}
+
+TEST(DhtMessage, ACertificateTravelsInTheHeaderUpToItsLimit) {
+  Header header = kHeader;
+  header.certificate = Buffer(Limits::kCertificateBytes, std::byte{3});
+  FindRequest find{std::vector<Id>(Limits::kFindKeys), true};
+  const Buffer bytes = encode(header, Request(find));
+  EXPECT_LE(bytes.size(), kPlaintextMax);
+  const auto decoded = decode(bytes);
+  ASSERT_TRUE(decoded);
+  EXPECT_EQ(std::get<RequestMessage>(*decoded).header.certificate, header.certificate);
+  header.certificate.push_back({});
+  EXPECT_FALSE(decode(encode(header, Request(find))));
 }
 
 // dht-and-transport §5.16.

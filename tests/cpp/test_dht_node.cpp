@@ -72,7 +72,7 @@ TEST_F(NodeTest, AnswersAPingWithTheAddressItSaw) {
 // dht-and-transport §5.2: an error within one round trip, not silence.
 TEST_F(NodeTest, AnswersWhatItDoesNotKnowWithAnError) {
   wire::Writer out;
-  out.array(5).u64(6).u64(9).u64(1).bin(as_bytes(PuzzleNonce{})).bin({});
+  out.array(7).u64(30).u64(9).u64(1).bin(as_bytes(PuzzleNonce{})).bin({}).u64(kWall).bin({});
   const auto reply = only<ReplyMessage>(say(out.view()));
   EXPECT_EQ(reply.header.txid, 9U);
   EXPECT_EQ(std::get<ErrorReply>(reply.body).code, ErrorCode::kProtocol);
