@@ -254,6 +254,10 @@ void Node::abandon() {
   settle();
 }
 
+void Node::learn(const Contact& peer, Duration, Time now) {
+  table_.confirm(peer, now);
+}
+
 Record Node::sign(const Id& key, uint64_t seq, WallMs expiry_ms, Buffer payload) const {
   return sign_record(identity_, config_.network_id, key, seq, expiry_ms, std::move(payload));
 }

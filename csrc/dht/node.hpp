@@ -76,6 +76,11 @@ public:
   void add_task(NodeTask& task) { tasks_.push_back(&task); }
   void remove_task(NodeTask& task) { std::erase(tasks_, &task); }
 
+  // For simulations that begin in a steady state: what an answer of this peer to a question of ours
+  // would have taught the routing table, and the memory of round-trip times.
+  void learn(const Contact& peer, Duration rtt, Time now);
+  void recall(const Contact& peer, Duration rtt) { memory_.answered(peer.key, rtt, false); }
+
   Record sign(const Id& key, uint64_t seq, WallMs expiry_ms, Buffer payload) const;
   NodeStatus status() const;
   bool ready() const { return ready_; }

@@ -1,23 +1,36 @@
 #include "sim/hash_cipher.hpp"
 
+#include <sodium.h>
+
 #include <algorithm>
 
 namespace lah::sim {
-namespace {
-constexpr size_t kTagBytes = 16;
+HashCipher::HashCipher(const crypto::PublicKey& own, std::string_view network_id, Rng& rng)
+    : own_(own), key_{}, rng_(rng) {
+  const crypto::Digest digest = crypto::sha256({as_bytes(network_id)});
+  std::copy_n(digest.begin(), key_.size(), key_.begin());
 }
 
 Buffer HashCipher::packet(crypto::PacketKind kind, const Nonce& nonce) const {
-  Buffer out{static_cast<std::byte>(crypto::kPacketVersion), static_cast<std::byte>(kind)};
+  Buffer out;
+  out.reserve(Limits::kDatagramBytes);
+  out.push_back(static_cast<std::byte>(crypto::kPacketVersion));
+  out.push_back(static_cast<std::byte>(kind));
   append(out, as_bytes(own_));
   append(out, as_bytes(nonce));
   return out;
 }
 
-crypto::Digest HashCipher::tag(const crypto::PublicKey& from, const crypto::PublicKey& to,
-                               const Nonce& nonce, ByteView text) const {
-  return crypto::sha256(
-      {as_bytes(network_id_), as_bytes(from), as_bytes(to), as_bytes(nonce), text});
+HashCipher::Tag HashCipher::tag(const crypto::PublicKey& from, const crypto::PublicKey& to,
+                                const Nonce& nonce, ByteView text) const {
+  std::array<std::byte, Limits::kDatagramBytes + 128> whole;
+  auto end = whole.begin();
+  for (const ByteView part : {as_bytes(from), as_bytes(to), as_bytes(nonce), text})
+    end = std::copy(part.begin(), part.end(), end);
+  Tag out{};
+  crypto_shorthash_siphashx24(out.data(), u8(ByteView(whole)),
+                              static_cast<unsigned long long>(end - whole.begin()), key_.data());
+  return out;
 }
 
 Result<Buffer> HashCipher::seal(const crypto::PublicKey& receiver, ByteView plaintext) {
@@ -27,14 +40,16 @@ Result<Buffer> HashCipher::seal(const crypto::PublicKey& receiver, ByteView plai
   rng_.fill(std::as_writable_bytes(std::span(nonce)));
   Buffer out = packet(crypto::PacketKind::kSealed, nonce);
   append(out, plaintext);
-  append(out, as_bytes(tag(own_, receiver, nonce, plaintext)).first(kTagBytes));
+  append(out, as_bytes(tag(own_, receiver, nonce, plaintext)));
   return out;
 }
 
 Result<Buffer> HashCipher::open(const crypto::Packet& packet) {
-  const ByteView text = packet.body.first(packet.body.size() - kTagBytes);
-  const crypto::Digest expected = tag(packet.sender, own_, packet.nonce, text);
-  if (!std::ranges::equal(packet.body.last(kTagBytes), as_bytes(expected).first(kTagBytes)))
+  const ByteView text = packet.body.first(packet.body.size() - sizeof(Tag));
+  if (text.size() > Limits::kDatagramBytes)
+    return Error{ErrorCode::kProtocol, "packet is too long"};
+  const Tag expected = tag(packet.sender, own_, packet.nonce, text);
+  if (!std::ranges::equal(packet.body.last(sizeof(Tag)), as_bytes(expected)))
     return Error{ErrorCode::kProtocol, "packet fails authentication"};
   return Buffer(text.begin(), text.end());
 }
@@ -54,7 +69,7 @@ Buffer HashCipher::hello_reply(const crypto::Packet& hello) {
 }
 
 bool HashCipher::accept_hello_reply(const crypto::Packet& reply, const Nonce& nonce) {
-  const crypto::Digest expected = tag(reply.sender, own_, nonce, {});
+  const Tag expected = tag(reply.sender, own_, nonce, {});
   return reply.kind == crypto::PacketKind::kHelloReply && reply.nonce == nonce &&
          std::ranges::equal(reply.body.first(expected.size()), as_bytes(expected));
 }

@@ -3,59 +3,48 @@
 #include <algorithm>
 #include <cassert>
 
-#include "sim/hash_cipher.hpp"
+#include "sim/host.hpp"
+#include "sim/random.hpp"
 
 namespace lah::sim {
 namespace {
-constexpr uint32_t kFirstAddress = 0x0a000001; // 10.0.0.1
-constexpr uint16_t kPort = 8081;
 constexpr WallMs kEpochMs = 1'700'000'000'000;
 } // namespace
 
-struct VirtualNetwork::Host {
-  Host(const crypto::Identity& owner, uint64_t seed, dht::NodeConfig node_config, int64_t skew_ms)
-      : identity(owner), rng(seed), config(std::move(node_config)), clock_skew_ms(skew_ms) {}
-
-  void boot(CipherKind kind) {
-    node.reset();
-    if (kind == CipherKind::kSealed)
-      cipher = std::make_unique<dht::SealedCipher>(identity, config.network_id, rng);
-    else
-      cipher = std::make_unique<HashCipher>(identity.public_key(), config.network_id, rng);
-    node = std::make_unique<dht::Node>(config, identity, *cipher, rng);
-  }
-
-  const crypto::Identity identity;
-  SeededRng rng;
-  dht::NodeConfig config;
-  int64_t clock_skew_ms;
-  std::unique_ptr<dht::PacketCipher> cipher;
-  std::unique_ptr<dht::Node> node;
-  bool up = true;
-  Time timer_at = kNever;
-};
-
 VirtualNetwork::VirtualNetwork(uint64_t seed, Faults faults, CipherKind cipher)
-    : rng_(seed), faults_(faults), cipher_(cipher) {}
+    : rng_(seed), faults_(faults), cipher_(cipher) {
+  crypto::initialize();
+}
 
 VirtualNetwork::~VirtualNetwork() = default;
+
+// --- hosts ---------------------------------------------------------------------------------------
 
 size_t VirtualNetwork::add(const NodeOptions& options) {
   const size_t index = hosts_.size();
   dht::NodeConfig config{options.network_id, {}, options.client_mode};
   for (const size_t seed : options.seeds)
     config.seeds.push_back(endpoint(seed));
-  const crypto::Identity identity = crypto::Identity::generate(rng_);
-  hosts_.push_back(
-      std::make_unique<Host>(identity, rng_.u64(), std::move(config), options.clock_skew_ms));
-  hosts_.back()->boot(cipher_);
+  if (options.configure)
+    options.configure(config);
+  const crypto::Identity identity =
+      options.identity ? *options.identity : crypto::Identity::generate(rng_);
+  auto host = std::make_unique<Host>(identity, rng_.u64(), std::move(config));
+  host->clock_skew_ms = options.clock_skew_ms;
+  host->region = options.region ? *options.region : Geography::draw(rng_);
+  host->endpoint = options.endpoint.value_or(planned_endpoint(index));
+  if (options.endpoint)
+    unplanned_[host->endpoint] = index;
+  if (options.nat != NatKind::kNone)
+    host->nat.emplace(options.nat, host->endpoint, options.nat_timeout);
+  host->boot(cipher_);
+  hosts_.push_back(std::move(host));
   schedule_timer(index);
   return index;
 }
 
 void VirtualNetwork::restart(size_t index) {
   hosts_[index]->boot(cipher_);
-  hosts_[index]->timer_at = kNever;
   schedule_timer(index);
 }
 
@@ -64,11 +53,24 @@ dht::Node& VirtualNetwork::node(size_t index) {
 }
 
 Endpoint VirtualNetwork::endpoint(size_t index) const {
-  return Endpoint::v4(kFirstAddress + static_cast<uint32_t>(index), kPort);
+  return hosts_[index]->endpoint;
+}
+
+dht::Contact VirtualNetwork::contact(size_t index) const {
+  return dht::Contact::make(identity(index).public_key(), {}, endpoint(index));
 }
 
 const crypto::Identity& VirtualNetwork::identity(size_t index) const {
   return hosts_[index]->identity;
+}
+
+Geography::Region VirtualNetwork::region(size_t index) const {
+  return hosts_[index]->region;
+}
+
+Duration VirtualNetwork::rtt(size_t a, size_t b) const {
+  return faults_.regions ? Geography::rtt(region(a), region(b))
+                         : faults_.latency_min + faults_.latency_max;
 }
 
 void VirtualNetwork::set_up(size_t index, bool up) {
@@ -80,74 +82,126 @@ bool VirtualNetwork::is_up(size_t index) const {
   return hosts_[index]->up;
 }
 
+void VirtualNetwork::set_frozen(size_t index, bool frozen) {
+  Host& host = *hosts_[index];
+  host.frozen = frozen;
+  if (frozen)
+    return;
+  for (Delivery& delivery : std::exchange(host.waiting, {}))
+    events_.push_delivery(now_, index, std::move(delivery));
+  schedule_timer(index);
+}
+
+void VirtualNetwork::set_passive(size_t index, bool passive) {
+  hosts_[index]->passive = passive;
+  schedule_timer(index);
+}
+
 WallMs VirtualNetwork::wall(size_t index) const {
   return kEpochMs + static_cast<WallMs>(now_ / kMillisecond) +
          static_cast<WallMs>(hosts_[index]->clock_skew_ms);
 }
 
-bool VirtualNetwork::chance(double probability) {
-  return static_cast<double>(rng_.u64() >> 11) * 0x1p-53 < probability;
+// --- datagrams -----------------------------------------------------------------------------------
+
+std::optional<size_t> VirtualNetwork::host_at(const Endpoint& endpoint) const {
+  if (const auto found = unplanned_.find(endpoint); found != unplanned_.end())
+    return found->second;
+  const std::optional<size_t> index = planned_index(endpoint);
+  if (!index || *index >= hosts_.size())
+    return std::nullopt;
+  const Host& host = *hosts_[*index];
+  if (host.nat ? host.endpoint.ip == endpoint.ip : host.endpoint == endpoint)
+    return index;
+  return std::nullopt;
 }
 
-void VirtualNetwork::post(size_t from, const dht::Datagram& datagram) {
-  const uint32_t address = static_cast<uint32_t>(datagram.to.ip[12]) << 24 |
-                           static_cast<uint32_t>(datagram.to.ip[13]) << 16 |
-                           static_cast<uint32_t>(datagram.to.ip[14]) << 8 | datagram.to.ip[15];
-  const size_t to = address - kFirstAddress;
-  const int copies = (chance(faults_.loss) ? 0 : 1) + (chance(faults_.duplicate) ? 1 : 0);
-  if (to >= hosts_.size() || datagram.to != endpoint(to) || !hosts_[from]->up ||
-      (partition_ && partition_(from, to)))
-    return;
-  for (int i = 0; i < copies; ++i) {
+Duration VirtualNetwork::delay(size_t from, size_t to) {
+  Duration delay = faults_.latency_min;
+  if (faults_.regions) {
+    const double jitter = kJitterMin + (kJitterMax - kJitterMin) * uniform(rng_);
+    delay = static_cast<Duration>(static_cast<double>(rtt(from, to) / 2) * jitter);
+  } else if (faults_.latency_max > faults_.latency_min) {
     const auto spread = static_cast<uint64_t>(faults_.latency_max - faults_.latency_min);
-    const Time at = now_ + faults_.latency_min + static_cast<Duration>(rng_.below(spread + 1));
-    events_.push({at, ++last_order_, to, false, endpoint(from), datagram.bytes});
+    delay += static_cast<Duration>(rng_.below(spread + 1));
   }
+  if (chance(rng_, faults_.detour))
+    delay += static_cast<Duration>(rng_.below(Faults::kDetour));
+  return delay;
+}
+
+void VirtualNetwork::post(size_t from, dht::Datagram datagram) {
+  Host& sender = *hosts_[from];
+  if (!sender.up)
+    return;
+  const Endpoint source = sender.nat ? sender.nat->outbound(now_, datagram.to) : sender.endpoint;
+  const std::optional<size_t> to = host_at(datagram.to);
+  if (!to || (partition_ && partition_(from, *to)))
+    return;
+  const bool lost = chance(rng_, faults_.loss);
+  if (chance(rng_, faults_.duplicate))
+    events_.push_delivery(now_ + delay(from, *to), *to, {source, datagram.to, datagram.bytes});
+  if (!lost)
+    events_.push_delivery(now_ + delay(from, *to), *to,
+                          {source, datagram.to, std::move(datagram.bytes)});
 }
 
 void VirtualNetwork::inject(size_t to, const Endpoint& from, Buffer bytes) {
-  events_.push({now_, ++last_order_, to, false, from, std::move(bytes)});
+  events_.push_delivery(now_, to, {from, endpoint(to), std::move(bytes)});
 }
 
 void VirtualNetwork::collect(size_t index) {
-  for (const dht::Datagram& datagram : hosts_[index]->node->take_datagrams())
-    post(index, datagram);
+  for (dht::Datagram& datagram : hosts_[index]->node->take_datagrams())
+    post(index, std::move(datagram));
   schedule_timer(index);
 }
 
+// --- events --------------------------------------------------------------------------------------
+
+// A node has one timer that counts. An earlier one replaces it; a later one is planned when this
+// one fires, so that deadlines met in time leave nothing behind.
 void VirtualNetwork::schedule_timer(size_t index) {
   Host& host = *hosts_[index];
+  if (!host.runs() || host.passive)
+    return;
   const Time next = std::max(host.node->next_deadline(), now_);
-  if (!host.up || next == kNever || next == host.timer_at)
+  if (next >= host.timer_at)
     return;
   host.timer_at = next;
-  events_.push({next, ++last_order_, index, true, {}, {}});
+  events_.push_timer(next, index);
 }
 
-void VirtualNetwork::handle(const Event& event) {
-  Host& host = *hosts_[event.to];
-  if (event.timer && host.timer_at == event.at)
-    host.timer_at = kNever;
-  else if (event.timer)
-    return; // planned anew since
-  if (!host.up)
+void VirtualNetwork::handle_timer(const Event& event) {
+  Host& host = *hosts_[event.host];
+  if (host.timer_at != event.at)
+    return; // replaced
+  host.timer_at = kNever;
+  if (!host.runs() || host.passive)
     return;
-  log(event);
-  if (event.timer) {
-    host.node->on_timer(now_, wall(event.to));
-  } else {
-    if (on_delivery)
-      on_delivery(event.from, event.to, event.bytes);
-    host.node->on_datagram(now_, wall(event.to), event.from, event.bytes);
+  if (host.node->next_deadline() > now_) {
+    schedule_timer(event.host);
+    return;
   }
-  collect(event.to);
+  log_.timer(now_, event.host);
+  host.node->on_timer(now_, wall(event.host));
+  collect(event.host);
 }
 
-void VirtualNetwork::log(const Event& event) {
-  ++event_count_;
-  const std::array<uint64_t, 3> numbers{static_cast<uint64_t>(event.at), event.to, event.timer};
-  log_ = crypto::sha256(
-      {as_bytes(log_), std::as_bytes(std::span(numbers)), as_bytes(event.from.ip), event.bytes});
+void VirtualNetwork::handle_delivery(const Event& event) {
+  Delivery delivery = events_.take(event);
+  Host& host = *hosts_[event.host];
+  if (!host.up || (host.nat && !host.nat->admits(now_, delivery.to.port, delivery.from)))
+    return;
+  if (host.frozen) {
+    if (host.waiting.size() < kFrozenDatagrams)
+      host.waiting.push_back(std::move(delivery));
+    return;
+  }
+  log_.delivery(now_, event.host, delivery.from, delivery.bytes);
+  if (on_delivery)
+    on_delivery(delivery.from, event.host, delivery.bytes);
+  host.node->on_datagram(now_, wall(event.host), delivery.from, delivery.bytes);
+  collect(event.host);
 }
 
 bool VirtualNetwork::run_until(Time limit, const std::function<bool()>& done) {
@@ -156,10 +210,12 @@ bool VirtualNetwork::run_until(Time limit, const std::function<bool()>& done) {
       now_ = std::max(now_, limit);
       return false;
     }
-    const Event event = events_.top();
-    events_.pop();
+    const Event event = events_.pop();
     now_ = event.at;
-    handle(event);
+    if (event.is_timer())
+      handle_timer(event);
+    else
+      handle_delivery(event);
   }
   return true;
 }

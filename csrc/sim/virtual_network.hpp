@@ -2,9 +2,14 @@
 // The nodes are the very objects the UDP driver runs. Same seed, same calls: same event log.
 #pragma once
 
-#include <queue>
+#include <deque>
 
 #include "dht/node.hpp"
+#include "sim/address_plan.hpp"
+#include "sim/event_log.hpp"
+#include "sim/event_queue.hpp"
+#include "sim/geography.hpp"
+#include "sim/nat.hpp"
 
 namespace lah::sim {
 
@@ -13,6 +18,12 @@ struct Faults {
   Duration latency_max = milliseconds(60);
   double loss = 0;      // of datagrams
   double duplicate = 0; // of datagrams
+  bool regions = false; // one-way times of sim/geography instead of latency_min and latency_max
+  double detour = 0;    // of datagrams, which take up to kDetour longer and arrive out of order
+
+  static constexpr Duration kDetour = milliseconds(200);
+  static Faults constant_rtt(Duration rtt) { return {rtt / 2, rtt / 2}; }
+  static Faults geographic() { return {.regions = true}; }
 };
 
 enum class CipherKind : uint8_t { kSealed, kHash };
@@ -27,6 +38,12 @@ public:
     bool client_mode = false;
     int64_t clock_skew_ms = 0;
     std::string network_id = "sim";
+    NatKind nat = NatKind::kNone;
+    Duration nat_timeout = 60 * kSecond;
+    std::optional<Geography::Region> region = {};         // drawn if not given
+    std::optional<Endpoint> endpoint = {};                // by the address plan if not given
+    std::optional<crypto::Identity> identity = {};        // drawn if not given
+    std::function<void(dht::NodeConfig&)> configure = {}; // what the fields above do not say
   };
   // A node of its own identity, drawn from the seed; it starts at once. Returns its index.
   size_t add(const NodeOptions& options);
@@ -35,15 +52,34 @@ public:
 
   size_t size() const { return hosts_.size(); }
   dht::Node& node(size_t index);
+  // Where others reach it, unless it is behind a NAT.
   Endpoint endpoint(size_t index) const;
+  dht::Contact contact(size_t index) const;
   const crypto::Identity& identity(size_t index) const;
+  Geography::Region region(size_t index) const;
+  // Of an undisturbed datagram and its answer.
+  Duration rtt(size_t a, size_t b) const;
+
   // What is sent by or to a node that is down is lost; its timers stand still.
   void set_up(size_t index, bool up);
   bool is_up(size_t index) const;
+  // A frozen node (as by SIGSTOP) does nothing until it thaws; what arrives meanwhile waits for it,
+  // up to kFrozenDatagrams.
+  void set_frozen(size_t index, bool frozen);
+  static constexpr size_t kFrozenDatagrams = 256;
+  // A passive node answers and does nothing of its own accord: its timers stand still.
+  void set_passive(size_t index, bool passive);
   void set_faults(const Faults& faults) { faults_ = faults; }
-  // True while no datagram may pass between these two nodes.
+  // True while no datagram may pass from the one to the other.
   using Partition = std::function<bool(size_t from, size_t to)>;
   void set_partition(Partition partition) { partition_ = std::move(partition); }
+
+  // Fills the routing table of every node that is up with what upkeep converges to: from each part
+  // of the key space the nearest, in round-trip time, of `choices` nodes. For studies of networks
+  // too large to be grown in virtual time.
+  void settle(size_t choices = 5);
+  // Makes a node remember the round-trip times of its contacts, as if each had just answered it.
+  void acquaint(size_t index);
 
   Time now() const { return now_; }
   WallMs wall(size_t index) const;
@@ -64,40 +100,29 @@ public:
   dht::StoreResult store(size_t index, const dht::Record& record, Duration limit = 30 * kSecond);
 
   Rng& rng() { return rng_; }
-  // SHA-256 chained over every event so far.
-  std::string log_hash() const { return to_hex(as_bytes(log_)); }
-  uint64_t events() const { return event_count_; }
+  // A digest of every event so far.
+  std::string log_hash() const { return log_.digest(); }
+  uint64_t events() const { return log_.count(); }
 
 private:
   struct Host;
-  struct Event {
-    Time at;
-    uint64_t order; // of creation, so that equal times have one order
-    size_t to;
-    bool timer;
-    Endpoint from;
-    Buffer bytes;
-    bool operator>(const Event& other) const {
-      return at != other.at ? at > other.at : order > other.order;
-    }
-  };
 
-  bool chance(double probability);
-  void post(size_t from, const dht::Datagram& datagram);
+  std::optional<size_t> host_at(const Endpoint& endpoint) const;
+  Duration delay(size_t from, size_t to);
+  void post(size_t from, dht::Datagram datagram);
   void schedule_timer(size_t index);
-  void handle(const Event& event);
-  void log(const Event& event);
+  void handle_timer(const Event& event);
+  void handle_delivery(const Event& event);
 
   SeededRng rng_;
   Faults faults_;
   CipherKind cipher_;
   Partition partition_;
   Time now_ = 0;
-  uint64_t last_order_ = 0;
-  uint64_t event_count_ = 0;
-  crypto::Digest log_{};
+  EventLog log_;
+  EventQueue events_;
   std::vector<std::unique_ptr<Host>> hosts_;
-  std::priority_queue<Event, std::vector<Event>, std::greater<>> events_;
+  std::unordered_map<Endpoint, size_t> unplanned_; // hosts at addresses of their own choice
 };
 
 } // namespace lah::sim
