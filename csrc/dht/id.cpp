@@ -18,13 +18,6 @@ std::array<uint8_t, 32> Id::bytes() const {
   return out;
 }
 
-Id distance(const Id& a, const Id& b) {
-  Id result;
-  for (size_t i = 0; i < result.words.size(); ++i)
-    result.words[i] = a.words[i] ^ b.words[i];
-  return result;
-}
-
 size_t common_prefix(const Id& a, const Id& b) {
   for (size_t i = 0; i < a.words.size(); ++i)
     if (a.words[i] != b.words[i])

@@ -24,7 +24,10 @@ struct IdHash {
 };
 
 // The XOR metric of Kademlia (Maymounkov and Mazieres, 2002).
-Id distance(const Id& a, const Id& b);
+inline Id distance(const Id& a, const Id& b) {
+  return {{a.words[0] ^ b.words[0], a.words[1] ^ b.words[1], a.words[2] ^ b.words[2],
+           a.words[3] ^ b.words[3]}};
+}
 
 // Number of leading bits two ids share, 0..256.
 size_t common_prefix(const Id& a, const Id& b);

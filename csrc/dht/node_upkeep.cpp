@@ -160,6 +160,8 @@ void Node::run_tick() {
       alive.push_back(contact.endpoint);
     bootstrap_.remember(std::move(alive));
   }
+  if (!ready_ && table_.size() > 0)
+    join(); // nobody answered the first time, others have come since
   if (const auto stale = table_.stalest(now_ - kProbeAfter))
     begin(std::make_unique<PingOperation>(*stale, [](const PingResult&) {}), kNever);
   if (now_ >= next_lost_check_) {
