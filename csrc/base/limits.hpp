@@ -38,6 +38,7 @@ struct Limits {
   static constexpr size_t kBucket = 16;           // Kademlia's k
   static constexpr size_t kReplacements = 8;      // spare contacts of one bucket
   static constexpr size_t kReplicas = 8;          // nodes that hold a record
+  static constexpr size_t kQuorum = 3;            // replicas that agree, for a get that asks for it
   static constexpr size_t kLookupAlpha = 6;       // requests of one lookup in flight
   static constexpr size_t kLookupCandidates = 64;
   static constexpr size_t kOperations = 4096;      // gets, stores and lookups of one node

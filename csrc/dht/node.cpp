@@ -161,9 +161,11 @@ void Node::request(OpId op, const Contact& to, Request body) {
 
 // --- operations ----------------------------------------------------------------------------------
 
-void Node::start_get(Time now, WallMs wall, const Id& key, Time deadline, GetOperation::Done done) {
+void Node::start_get(Time now, WallMs wall, const Id& key, Time deadline, GetOperation::Done done,
+                     Consistency consistency) {
   set_time(now, wall);
-  begin(std::make_unique<GetOperation>(key, id_, storage_.get(key, wall), std::move(done)),
+  begin(std::make_unique<GetOperation>(key, id_, storage_.get(key, wall), consistency,
+                                       std::move(done)),
         deadline);
 }
 

@@ -59,7 +59,8 @@ public:
 
   // --- asked by. Callbacks run inside a later on_datagram() or on_timer(), never inside these
   // calls.
-  void start_get(Time now, WallMs wall, const Id& key, Time deadline, GetOperation::Done done);
+  void start_get(Time now, WallMs wall, const Id& key, Time deadline, GetOperation::Done done,
+                 Consistency consistency = Consistency::kAll);
   void start_store(Time now, WallMs wall, Record record, Time deadline, StoreOperation::Done done);
   // Fetches the key of whoever listens at `to`, then pings it.
   void start_ping(Time now, WallMs wall, const Endpoint& to, Time deadline,

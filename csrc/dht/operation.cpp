@@ -40,7 +40,8 @@ void LookupOperation::on_answer(OperationHost& host, const SentRequest& request,
         (from.endpoint.is_loopback() || !contact.endpoint.is_loopback()))
       lookup_.add(contact);
   on_found(host, from, find->entries[0]);
-  pump(host);
+  if (!finished())
+    pump(host);
 }
 
 void LookupOperation::on_overdue(OperationHost& host, const SentRequest& request) {
@@ -62,31 +63,46 @@ void LookupOperation::complete(OperationHost&) {
 
 // --- GetOperation --------------------------------------------------------------------------------
 
-GetOperation::GetOperation(const Id& key, const Id& own, std::vector<Record> local, Done done)
-    : LookupOperation(key, own, false, nullptr), done_(std::move(done)) {
+GetOperation::GetOperation(const Id& key, const Id& own, std::vector<Record> local,
+                           Consistency consistency, Done done)
+    : LookupOperation(key, own, false, nullptr), consistency_(consistency), done_(std::move(done)) {
   for (Record& record : local)
     found_.emplace(record.owner, std::move(record));
 }
 
-void GetOperation::accept(OperationHost& host, const std::vector<Record>& records) {
-  for (Record record : records) {
-    record.key = lookup_.target();
-    const auto held = found_.find(record.owner);
-    if (held != found_.end() && held->second.seq >= record.seq)
-      continue;
-    if (held == found_.end() && found_.size() >= Limits::kRecordsPerKey)
-      continue;
-    const WallMs wall = host.wall_ms();
-    if (record.expiry_ms <= wall || record.expiry_ms > wall + Limits::kRecordLifetimeMs ||
-        !host.verify(record))
-      continue;
-    found_.insert_or_assign(record.owner, std::move(record));
-  }
+// True if the record is one to tell the caller, heard now or before.
+bool GetOperation::accept(OperationHost& host, const Record& record) {
+  const auto held = found_.find(record.owner);
+  if (held != found_.end() && held->second.seq >= record.seq)
+    return true;
+  const WallMs wall = host.wall_ms();
+  if ((held == found_.end() && found_.size() >= Limits::kRecordsPerKey) ||
+      record.expiry_ms <= wall || record.expiry_ms > wall + Limits::kRecordLifetimeMs)
+    return false;
+  Record fresh = record;
+  fresh.key = lookup_.target();
+  if (!host.verify(fresh))
+    return false;
+  found_.insert_or_assign(record.owner, std::move(fresh));
+  return true;
 }
 
-void GetOperation::ask_page(OperationHost& host, const Contact& from,
+void GetOperation::hear(OperationHost& host, const Contact& from,
+                        const std::vector<Record>& records, bool more) {
+  Replica& replica = replicas_[from.key];
+  for (const Record& record : records)
+    if (accept(host, record))
+      replica.told = crypto::sha256({as_bytes(replica.told), as_bytes(record.owner),
+                                     std::as_bytes(std::span(&record.seq, 1))});
+  if (more)
+    ask_page(host, from, replica, records);
+  else
+    told_all(replica);
+}
+
+void GetOperation::ask_page(OperationHost& host, const Contact& from, Replica& replica,
                             const std::vector<Record>& records) {
-  if (++pages_asked_[from.key] > kPagesPerReplica)
+  if (++replica.pages_asked > kPagesPerReplica)
     return;
   PageRequest page{lookup_.target(), std::nullopt};
   if (!records.empty())
@@ -95,11 +111,17 @@ void GetOperation::ask_page(OperationHost& host, const Contact& from,
   host.request(id, from, page);
 }
 
+void GetOperation::told_all(const Replica& replica) {
+  if (replica.told == crypto::Digest{})
+    return; // nothing
+  const size_t agreeing = ++agreeing_[replica.told];
+  heard_enough_ |= consistency_ == Consistency::kFirst ||
+                   (consistency_ == Consistency::kQuorum && agreeing >= Limits::kQuorum);
+}
+
 void GetOperation::on_found(OperationHost& host, const Contact& from,
                             const FindReply::Entry& entry) {
-  accept(host, entry.records);
-  if (entry.more)
-    ask_page(host, from, entry.records);
+  hear(host, from, entry.records, entry.more);
 }
 
 void GetOperation::on_answer(OperationHost& host, const SentRequest& request, const Header& header,
@@ -110,11 +132,8 @@ void GetOperation::on_answer(OperationHost& host, const SentRequest& request, co
   }
   --pages_owed_;
   const auto* page = std::get_if<PageReply>(&reply);
-  if (page == nullptr)
-    return;
-  accept(host, page->records);
-  if (page->more && !page->records.empty())
-    ask_page(host, request.to, page->records);
+  if (page != nullptr)
+    hear(host, request.to, page->records, page->more && !page->records.empty());
 }
 
 void GetOperation::on_failed(OperationHost& host, const SentRequest& request) {

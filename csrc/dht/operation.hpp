@@ -9,6 +9,13 @@
 
 namespace lah::dht {
 
+// When a get has heard enough. Replicas may differ: a STORE reaches some of them later or never.
+enum class Consistency : uint8_t {
+  kFirst,  // one replica told all it has, and that is not nothing
+  kQuorum, // Limits::kQuorum replicas told the same, and that is not nothing
+  kAll,    // every replica told all it has
+};
+
 struct GetResult {
   std::vector<Record> records; // live, verified, one per owner, tombstones included; by owner
   size_t answered = 0;         // nodes that answered
@@ -83,16 +90,20 @@ private:
   Done done_;
 };
 
-// Collects the records under a key from every replica.
+// Collects the records under a key from its replicas. One that never hears enough ends as kAll
+// does.
 class GetOperation final : public LookupOperation {
 public:
   using Done = std::function<void(GetResult)>;
-  GetOperation(const Id& key, const Id& own, std::vector<Record> local, Done done);
+  GetOperation(const Id& key, const Id& own, std::vector<Record> local, Consistency consistency,
+               Done done);
 
   void on_answer(OperationHost& host, const SentRequest& request, const Header& header,
                  const Reply& reply) override;
   void on_failed(OperationHost& host, const SentRequest& request) override;
-  bool finished() const override { return pages_owed_ == 0 && LookupOperation::finished(); }
+  bool finished() const override {
+    return heard_enough_ || (pages_owed_ == 0 && LookupOperation::finished());
+  }
   void complete(OperationHost& host) override;
 
 protected:
@@ -100,11 +111,24 @@ protected:
   void on_found(OperationHost& host, const Contact& from, const FindReply::Entry& entry) override;
 
 private:
-  void accept(OperationHost& host, const std::vector<Record>& records);
-  void ask_page(OperationHost& host, const Contact& from, const std::vector<Record>& records);
+  // What one node said so far.
+  struct Replica {
+    size_t pages_asked = 0;
+    crypto::Digest told{}; // of owners and seqs, in their order
+  };
 
+  void hear(OperationHost& host, const Contact& from, const std::vector<Record>& records,
+            bool more);
+  bool accept(OperationHost& host, const Record& record);
+  void ask_page(OperationHost& host, const Contact& from, Replica& replica,
+                const std::vector<Record>& records);
+  void told_all(const Replica& replica);
+
+  Consistency consistency_;
+  bool heard_enough_ = false;
   std::map<PublicKey, Record> found_;
-  std::map<PublicKey, size_t> pages_asked_; // of each replica
+  std::map<PublicKey, Replica> replicas_;
+  std::map<crypto::Digest, size_t> agreeing_;
   size_t pages_owed_ = 0;
   Done done_;
 };
