@@ -177,6 +177,12 @@ void Node::start_store(Time now, WallMs wall, Record record, Time deadline,
   begin(std::make_unique<StoreOperation>(std::move(record), id_, std::move(done)), deadline);
 }
 
+void Node::start_lookup(Time now, WallMs wall, const Id& target, Time deadline,
+                        LookupOperation::Done done) {
+  set_time(now, wall);
+  begin(std::make_unique<LookupOperation>(target, id_, true, std::move(done)), deadline);
+}
+
 void Node::start_ping(Time now, WallMs wall, const Endpoint& to, Time deadline,
                       PingOperation::Done done) {
   set_time(now, wall);

@@ -62,6 +62,9 @@ public:
   void start_get(Time now, WallMs wall, const Id& key, Time deadline, GetOperation::Done done,
                  Consistency consistency = Consistency::kAll);
   void start_store(Time now, WallMs wall, Record record, Time deadline, StoreOperation::Done done);
+  // Finds the nodes closest to a key, every one of them.
+  void start_lookup(Time now, WallMs wall, const Id& target, Time deadline,
+                    LookupOperation::Done done);
   // Fetches the key of whoever listens at `to`, then pings it.
   void start_ping(Time now, WallMs wall, const Endpoint& to, Time deadline,
                   PingOperation::Done done);

@@ -23,7 +23,7 @@ Members::iterator first_set(Members members, size_t bits) {
 
 } // namespace
 
-void VirtualNetwork::settle(size_t choices) {
+void VirtualNetwork::settle(size_t choices, const std::function<void(size_t)>& progress) {
   std::vector<Member> all;
   for (size_t i = 0; i < hosts_.size(); ++i)
     if (hosts_[i]->up && !hosts_[i]->config.client_mode)
@@ -34,6 +34,8 @@ void VirtualNetwork::settle(size_t choices) {
   for (size_t index = 0; index < hosts_.size(); ++index) {
     if (!hosts_[index]->up)
       continue;
+    if (progress && index % 1000 == 0)
+      progress(index);
     dht::Node& own = node(index);
     // Upkeep spreads a bucket over its part of the key space: so many shares, one contact of each.
     const auto fill = [&](Members bucket, size_t capacity) {

@@ -77,7 +77,8 @@ public:
   // Fills the routing table of every node that is up with what upkeep converges to: from each part
   // of the key space the nearest, in round-trip time, of `choices` nodes. For studies of networks
   // too large to be grown in virtual time.
-  void settle(size_t choices = 5);
+  // `progress` hears how many nodes are done.
+  void settle(size_t choices = 5, const std::function<void(size_t)>& progress = nullptr);
   // Makes a node remember the round-trip times of its contacts, as if each had just answered it.
   void acquaint(size_t index);
 
