@@ -1,11 +1,7 @@
-// What the bindings of the network share: arguments, and waiting for the network thread.
+// What the bindings of the network share: arguments, results, signals.
 #pragma once
 
 #include <pybind11/pybind11.h>
-
-#include <condition_variable>
-#include <mutex>
-#include <optional>
 
 #include "base/endpoint.hpp"
 #include "bindings/core.hpp"
@@ -45,40 +41,5 @@ inline void check_signals() {
   if (PyErr_CheckSignals() != 0)
     throw pybind11::error_already_set();
 }
-
-// An answer that the network thread gives once, perhaps after the asker stopped waiting.
-template <class T> class Answer {
-public:
-  void set(T value) {
-    const std::lock_guard lock(mutex_);
-    value_ = std::move(value);
-    changed_.notify_all();
-  }
-
-  // Nothing if the time ran out. With the GIL held; raises what a signal handler raised.
-  std::optional<T> wait(Duration timeout) {
-    const net::SystemClock clock;
-    const Time until = clock.now() + timeout;
-    while (true) {
-      {
-        const GilRelease release;
-        std::unique_lock lock(mutex_);
-        const Duration left = std::min(kSignalSlice, until - clock.now());
-        changed_.wait_for(lock, std::chrono::nanoseconds(left),
-                          [this] { return value_.has_value(); });
-        if (value_)
-          return std::move(value_);
-      }
-      check_signals();
-      if (clock.now() >= until)
-        return std::nullopt;
-    }
-  }
-
-private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::optional<T> value_;
-};
 
 } // namespace lah::bindings

@@ -1,5 +1,8 @@
 #pragma once
 
+#include <condition_variable>
+#include <mutex>
+
 #include "bindings/network_support.hpp"
 #include "net/udp_driver.hpp"
 

@@ -7,8 +7,10 @@ namespace {
 constexpr std::array<Duration, 3> kPauses{milliseconds(250), milliseconds(500), milliseconds(1000)};
 } // namespace
 
-void HelloExchange::ask(Time now, const Endpoint& to, Done done, std::vector<Datagram>& out) {
-  Question question{to, {}, {}, now, 1, now + kPauses[0], std::move(done)};
+void HelloExchange::ask(Time now, const Endpoint& to, Done done, std::vector<Datagram>& out,
+                        Time deadline) {
+  const Time next = std::min(now + kPauses[0], deadline);
+  Question question{to, {}, {}, now, 1, next, deadline, std::move(done)};
   if (questions_.size() >= Limits::kPendingHellos) {
     question.sent = static_cast<int>(kPauses.size());
     question.next = now;
@@ -37,13 +39,14 @@ void HelloExchange::on_timer(Time now, std::vector<Datagram>& out) {
   for (Question& question : questions_) {
     if (question.next > now)
       continue;
-    if (question.sent == static_cast<int>(kPauses.size())) {
+    if (question.sent == static_cast<int>(kPauses.size()) || question.deadline <= now) {
       silent.push_back(std::move(question));
       question.sent = -1;
       continue;
     }
     out.push_back({question.to, question.bytes});
-    question.next = now + kPauses[static_cast<size_t>(question.sent++)];
+    question.next =
+        std::min(now + kPauses[static_cast<size_t>(question.sent++)], question.deadline);
   }
   std::erase_if(questions_, [](const Question& question) { return question.sent < 0; });
   for (const Question& question : silent) // last: `done` may ask again

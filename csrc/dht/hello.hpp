@@ -27,8 +27,9 @@ public:
 
   explicit HelloExchange(PacketCipher& cipher) : cipher_(cipher) {}
 
-  // Fails at once (on the next timer) if too many are open.
-  void ask(Time now, const Endpoint& to, Done done, std::vector<Datagram>& out);
+  // Fails at once (on the next timer) if too many are open, and at the deadline if that is sooner.
+  void ask(Time now, const Endpoint& to, Done done, std::vector<Datagram>& out,
+           Time deadline = kNever);
   // True if the reply answered one of our questions.
   bool on_reply(Time now, const Endpoint& from, const crypto::Packet& reply);
   void on_timer(Time now, std::vector<Datagram>& out);
@@ -46,6 +47,7 @@ private:
     Time first_sent;
     int sent;
     Time next;
+    Time deadline;
     Done done;
   };
 

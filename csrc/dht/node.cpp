@@ -197,7 +197,7 @@ void Node::start_ping(Time now, WallMs wall, const Endpoint& to, Time deadline,
             std::make_unique<PingOperation>(Contact::make(answer->key, {}, from), std::move(done)),
             deadline);
       },
-      outbox_);
+      outbox_, deadline);
 }
 
 void Node::start_hello(Time now, const Endpoint& to, HelloExchange::Done done) {

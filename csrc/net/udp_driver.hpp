@@ -2,6 +2,7 @@
 
 #include "dht/declarer.hpp"
 #include "dht/expert_search.hpp"
+#include "dht/ready_waiters.hpp"
 #include "net/net_thread.hpp"
 #include "net/udp_socket.hpp"
 
@@ -14,13 +15,15 @@ public:
   struct Core {
     Core(dht::NodeConfig config, const crypto::Identity& owner, Rng& rng)
         : identity(owner), cipher(identity, config.network_id, rng),
-          node(std::move(config), identity, cipher, rng), declarer(node), search(node) {}
+          node(std::move(config), identity, cipher, rng), declarer(node), search(node),
+          ready(node) {}
 
     const crypto::Identity identity;
     dht::SealedCipher cipher;
     dht::Node node;
     dht::Declarer declarer;
     dht::ExpertSearch search;
+    dht::ReadyWaiters ready;
   };
   using Command = std::function<void(Core& core, Time now, WallMs wall)>;
 

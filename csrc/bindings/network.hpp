@@ -1,0 +1,87 @@
+// Network: a DHT node for TesseractNetwork. Calls that wait for other nodes return an Answer.
+#pragma once
+
+#include "bindings/answer.hpp"
+#include "bindings/net_thread.hpp"
+#include "bindings/watched_grids.hpp"
+
+namespace lah::bindings {
+
+using Peers = std::vector<std::pair<std::string, int>>;
+
+class Network {
+public:
+  Network(NetThreadHandle& thread, const std::optional<pybind11::bytes>& seed,
+          const std::string& host, int port, const Peers& initial_peers,
+          const std::string& network_id, bool client_mode);
+  ~Network();
+  Network(const Network&) = delete;
+  Network& operator=(const Network&) = delete;
+
+  void close(); // every open call ends
+  bool closed() const { return driver_ == nullptr; }
+  uint16_t port() const { return port_; }
+  pybind11::bytes public_key() const { return to_bytes(public_key_); }
+  pybind11::dict status();
+  std::shared_ptr<Answer> wait_ready(double timeout);                            // bool
+  std::shared_ptr<Answer> ping(const std::string& ip, int port, double timeout); // s or None
+
+  // --- network_records.cpp
+  // [(owner's key, payload)], newest first.
+  std::shared_ptr<Answer> get(const pybind11::bytes& name, double timeout);
+  // The number of copies.
+  std::shared_ptr<Answer> store(const pybind11::bytes& name, const pybind11::bytes& value,
+                                double expiration, double timeout);
+
+  // --- network_experts.cpp
+  // The number of copies. Waits up to `join_timeout` for a way into the network first.
+  std::shared_ptr<Answer> declare(const std::vector<std::string>& uids,
+                                  const std::vector<uint64_t>& schema_hashes,
+                                  const std::vector<std::string>& addresses, int tcp_port,
+                                  uint64_t boot_id, double period, double expiry,
+                                  double join_timeout, double timeout);
+  std::shared_ptr<Answer> undeclare(double timeout); // None
+  // [(ip, port, key, boot id) or None], one for each uid.
+  std::shared_ptr<Answer> find_experts(const std::vector<std::string>& uids, double timeout);
+  // The first k prefixes that are alive.
+  std::shared_ptr<Answer> first_k_active(const std::vector<std::string>& prefixes, size_t k,
+                                         double timeout);
+  void watch(const std::string& prefix, const std::vector<int64_t>& grid, double period);
+  pybind11::tuple alive(const std::string& prefix, const std::vector<int64_t>& grid);
+  uint64_t alive_version(const std::string& prefix, const std::vector<int64_t>& grid);
+  size_t other_schemas(const std::string& prefix, const std::vector<int64_t>& grid);
+  bool wait_alive(const std::string& prefix, const std::vector<int64_t>& grid, uint64_t version,
+                  double timeout);
+  void suspect(const pybind11::bytes& key, std::optional<uint64_t> boot_id, double duration);
+  void forgive(const pybind11::bytes& key);
+
+private:
+  void check_running() const;
+  std::shared_ptr<net::UdpDriver> driver();
+  void post(net::UdpDriver::Command command);
+  void run(const net::UdpDriver::Command& command);
+
+  // Raises Overloaded if too many calls wait for theirs.
+  template <class T>
+  std::shared_ptr<AnswerOf<T>> open(const char* what, Duration allowed,
+                                    typename AnswerOf<T>::Convert convert) {
+    check_running();
+    if (calls_->count >= Limits::kOpenCalls)
+      raise_error({ErrorCode::kOverloaded,
+                   std::string(what) + ": " + std::to_string(Limits::kOpenCalls) +
+                       " calls of this network wait for answers already; wait for some of them"});
+    return std::make_shared<AnswerOf<T>>(calls_, what, allowed, std::move(convert));
+  }
+
+  pid_t owner_;
+  net::SystemClock clock_;
+  crypto::PublicKey public_key_{};
+  uint16_t port_ = 0;
+  std::shared_ptr<OpenCalls> calls_ = std::make_shared<OpenCalls>();
+  // Shared with callers in other threads that are inside a method while close() runs.
+  std::shared_ptr<net::UdpDriver> driver_;
+  WatchedGrids watched_;
+  uint64_t last_seq_ = 0; // network thread only
+};
+
+} // namespace lah::bindings
