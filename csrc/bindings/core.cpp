@@ -78,4 +78,5 @@ PYBIND11_MODULE(_core, m) {
   lah::bindings::bind_calls(m);
   lah::bindings::bind_batching(m);
   lah::bindings::bind_codecs(m);
+  lah::bindings::bind_sim(m);
 }

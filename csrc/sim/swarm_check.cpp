@@ -36,7 +36,7 @@ public:
         plan_(FaultPlan::draw(rng_, kSettled, options.duration)),
         net_(rng_.u64(), plan_.links, options.cipher) {}
 
-  SwarmReport run();
+  SwarmReport run(const std::function<void(Time)>& progress);
 
 private:
   struct Peer {
@@ -239,7 +239,7 @@ void SwarmCheck::watch() {
 
 // --- the run -------------------------------------------------------------------------------------
 
-SwarmReport SwarmCheck::run() {
+SwarmReport SwarmCheck::run(const std::function<void(Time)>& progress) {
   net_.set_partition([this](size_t from, size_t to) {
     return mute_.contains(from) || deaf_.contains(to) ||
            (partitioned_ && peers_[from].beyond != peers_[to].beyond);
@@ -260,6 +260,8 @@ SwarmReport SwarmCheck::run() {
   script_.at(cutting.at + cutting.lasts, [this] { heal(); });
   script_.every(kAskEvery, kSettled, options_.duration - kPatience, [this] { ask(); });
   script_.every(10 * kSecond, kSettled, options_.duration, [this] { watch(); });
+  if (progress)
+    script_.every(kSecond, 0, options_.duration, [&] { progress(net_.now()); });
   script_.play(net_, options_.duration);
 
   double bytes = 0;
@@ -281,8 +283,8 @@ SwarmReport SwarmCheck::run() {
 
 } // namespace
 
-SwarmReport check_swarm(const SwarmOptions& options) {
-  return SwarmCheck(options).run();
+SwarmReport check_swarm(const SwarmOptions& options, const std::function<void(Time)>& progress) {
+  return SwarmCheck(options).run(progress);
 }
 
 } // namespace lah::sim

@@ -24,8 +24,9 @@ struct SwarmReport {
   std::vector<std::string> violations; // the first of them; none: all promises were kept
 };
 
-// Deterministic: all follows from the options.
-SwarmReport check_swarm(const SwarmOptions& options);
+// Deterministic: all follows from the options. `progress` hears the virtual time once in a while.
+SwarmReport check_swarm(const SwarmOptions& options,
+                        const std::function<void(Time)>& progress = nullptr);
 
 // Of a suite: 99.9 % of what was asked. One seed asks too little to be held to it alone.
 inline constexpr double kFoundSuite = 0.999;

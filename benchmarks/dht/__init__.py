@@ -1,0 +1,1 @@
+"""The DHT over real sockets on loopback."""

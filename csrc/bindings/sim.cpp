@@ -1,0 +1,218 @@
+// The simulator for Python: whole networks of nodes in virtual time, on the caller's thread.
+#include <pybind11/functional.h>
+#include <pybind11/stl.h>
+
+#include "bindings/core.hpp"
+#include "sim/lookup_study.hpp"
+#include "sim/swarm_check.hpp"
+
+namespace py = pybind11;
+
+namespace lah::bindings {
+namespace {
+
+std::vector<double> to_seconds(const std::vector<Duration>& durations) {
+  std::vector<double> result;
+  for (const Duration duration : durations)
+    result.push_back(static_cast<double>(duration) / kSecond);
+  return result;
+}
+
+sim::Faults links_from(std::optional<double> rtt, double loss, double duplicate) {
+  sim::Faults links = rtt ? sim::Faults::constant_rtt(seconds(*rtt)) : sim::Faults::geographic();
+  links.loss = loss;
+  links.duplicate = duplicate;
+  return links;
+}
+
+// A virtual hour may take minutes: Ctrl-C gets through between two virtual seconds.
+void check_signals() {
+  const py::gil_scoped_acquire gil;
+  if (PyErr_CheckSignals() != 0)
+    throw py::error_already_set();
+}
+
+class Swarm {
+public:
+  Swarm(uint64_t seed, std::optional<double> rtt, double loss, double duplicate, bool sealed)
+      : net_(seed, links_from(rtt, loss, duplicate),
+             sealed ? sim::CipherKind::kSealed : sim::CipherKind::kHash) {}
+
+  size_t add(const std::vector<size_t>& peers, bool client_mode) {
+    for (const size_t peer : peers)
+      check(peer);
+    return net_.add({.seeds = peers, .client_mode = client_mode});
+  }
+  void settle() {
+    const py::gil_scoped_release release;
+    net_.settle();
+    for (size_t i = 0; i < net_.size(); ++i)
+      net_.acquaint(i);
+  }
+  void run(double duration) {
+    const Time until = net_.now() + seconds(duration);
+    const py::gil_scoped_release release;
+    while (net_.now() < until) {
+      net_.run_for(std::min(until - net_.now(), kSecond));
+      check_signals();
+    }
+  }
+  void set_up(size_t node, bool up) { net_.set_up(check(node), up); }
+  bool is_up(size_t node) { return net_.is_up(check(node)); }
+  void set_frozen(size_t node, bool frozen) { net_.set_frozen(check(node), frozen); }
+  void set_links(std::optional<double> rtt, double loss, double duplicate) {
+    net_.set_faults(links_from(rtt, loss, duplicate));
+  }
+  void set_partition(const std::vector<size_t>& apart) {
+    std::vector<bool> beyond(net_.size());
+    for (const size_t node : apart)
+      beyond[check(node)] = true;
+    const auto side = [beyond](size_t node) { return node < beyond.size() && beyond[node]; };
+    if (apart.empty())
+      net_.set_partition(nullptr);
+    else
+      net_.set_partition([side](size_t from, size_t to) { return side(from) != side(to); });
+  }
+
+  py::tuple store(size_t node, const py::bytes& name, const py::bytes& value, double expiration) {
+    net_.node(check(node)).set_time(net_.now(), net_.wall(node));
+    const WallMs wall = net_.node(node).wall();
+    const std::string_view text = value;
+    if (text.empty() || text.size() > Limits::kRecordPayloadBytes)
+      raise_error({ErrorCode::kInvalidArgument, "value: expected 1 to " +
+                                                    std::to_string(Limits::kRecordPayloadBytes) +
+                                                    " bytes, got " + std::to_string(text.size())});
+    const ByteView bytes = as_bytes(text);
+    const dht::Record record = net_.node(node).sign(
+        key_of(name), wall, wall + static_cast<WallMs>(seconds(expiration) / kMillisecond),
+        {bytes.begin(), bytes.end()});
+    const Time began = net_.now();
+    const dht::StoreResult result = net_.store(node, record);
+    return py::make_tuple(result.replicas, elapsed(began));
+  }
+  py::tuple get(size_t node, const py::bytes& name) {
+    const Time began = net_.now();
+    const dht::GetResult result = net_.get(check(node), key_of(name));
+    py::list values;
+    for (const dht::Record& record : result.records)
+      if (!record.is_tombstone())
+        values.append(
+            py::bytes(reinterpret_cast<const char*>(record.payload.data()), record.payload.size()));
+    return py::make_tuple(values, elapsed(began));
+  }
+  py::dict status(size_t node) {
+    const dht::NodeStatus status = net_.node(check(node)).status();
+    py::dict result;
+    result["peers"] = status.peers;
+    result["ready"] = status.ready;
+    result["isolated"] = status.isolated;
+    result["records"] = status.records;
+    result["bytes_in"] = status.bytes_in;
+    result["bytes_out"] = status.bytes_out;
+    return result;
+  }
+
+  size_t size() const { return net_.size(); }
+  double now() const { return elapsed(0); }
+  uint64_t events() const { return net_.events(); }
+  std::string log_hash() const { return net_.log_hash(); }
+
+private:
+  static dht::Id key_of(const py::bytes& name) {
+    return dht::record_key("user", as_bytes(std::string_view(name)));
+  }
+  size_t check(size_t node) const {
+    if (node >= net_.size())
+      raise_error({ErrorCode::kInvalidArgument, "node: expected a number below " +
+                                                    std::to_string(net_.size()) + ", got " +
+                                                    std::to_string(node)});
+    return node;
+  }
+  double elapsed(Time since) const { return static_cast<double>(net_.now() - since) / kSecond; }
+
+  sim::VirtualNetwork net_;
+};
+
+using PyProgress = std::function<void(const std::string&, size_t, size_t)>;
+
+py::dict study_lookups(size_t nodes, uint64_t seed, std::optional<double> rtt, double loss,
+                       double dead, size_t lookups, const PyProgress& progress) {
+  sim::StudyOptions options;
+  options.seed = seed;
+  options.nodes = nodes;
+  options.links = links_from(rtt, loss, 0);
+  options.dead = dead;
+  options.lookups = lookups;
+  const auto told = [&](const std::string& what, size_t done, size_t all) {
+    check_signals();
+    const py::gil_scoped_acquire gil;
+    if (progress)
+      progress(what, done, all);
+  };
+  const sim::StudyResult study = [&] {
+    const py::gil_scoped_release release;
+    return sim::study_lookups(options, told);
+  }();
+  py::dict result;
+  result["gets"] = to_seconds(study.gets);
+  result["closests"] = to_seconds(study.closests);
+  result["stores"] = to_seconds(study.stores);
+  result["found"] = study.found;
+  result["get_datagrams"] = study.get_datagrams;
+  result["true_replicas"] = study.true_replicas;
+  result["table_contacts"] = study.table_contacts;
+  result["events"] = study.events;
+  result["log_hash"] = study.log_hash;
+  return result;
+}
+
+py::dict check_swarm(uint64_t seed, size_t nodes, double duration, bool sealed) {
+  sim::SwarmOptions options;
+  options.seed = seed;
+  options.nodes = nodes;
+  options.duration = seconds(duration);
+  options.cipher = sealed ? sim::CipherKind::kSealed : sim::CipherKind::kHash;
+  const sim::SwarmReport report = [&] {
+    const py::gil_scoped_release release;
+    return sim::check_swarm(options, [](Time) { check_signals(); });
+  }();
+  py::dict result;
+  result["asked"] = report.asked;
+  result["found"] = report.found;
+  result["bytes_per_second"] = report.bytes_per_second;
+  result["operations_most"] = report.operations_most;
+  result["violations"] = report.violations;
+  result["events"] = report.events;
+  result["log_hash"] = report.log_hash;
+  return result;
+}
+
+} // namespace
+
+void bind_sim(py::module_& m) {
+  py::class_<Swarm>(m, "Swarm")
+      .def(py::init<uint64_t, std::optional<double>, double, double, bool>(), py::arg("seed"),
+           py::arg("rtt"), py::arg("loss"), py::arg("duplicate"), py::arg("sealed"))
+      .def("add", &Swarm::add, py::arg("peers"), py::arg("client_mode"))
+      .def("settle", &Swarm::settle)
+      .def("run", &Swarm::run, py::arg("duration"))
+      .def("set_up", &Swarm::set_up, py::arg("node"), py::arg("up"))
+      .def("is_up", &Swarm::is_up, py::arg("node"))
+      .def("set_frozen", &Swarm::set_frozen, py::arg("node"), py::arg("frozen"))
+      .def("set_links", &Swarm::set_links, py::arg("rtt"), py::arg("loss"), py::arg("duplicate"))
+      .def("set_partition", &Swarm::set_partition, py::arg("apart"))
+      .def("store", &Swarm::store, py::arg("node"), py::arg("name"), py::arg("value"),
+           py::arg("expiration"))
+      .def("get", &Swarm::get, py::arg("node"), py::arg("name"))
+      .def("status", &Swarm::status, py::arg("node"))
+      .def_property_readonly("size", &Swarm::size)
+      .def_property_readonly("now", &Swarm::now)
+      .def_property_readonly("events", &Swarm::events)
+      .def_property_readonly("log_hash", &Swarm::log_hash);
+  m.def("study_lookups", &study_lookups, py::arg("nodes"), py::arg("seed"), py::arg("rtt"),
+        py::arg("loss"), py::arg("dead"), py::arg("lookups"), py::arg("progress"));
+  m.def("check_swarm", &check_swarm, py::arg("seed"), py::arg("nodes"), py::arg("duration"),
+        py::arg("sealed"));
+}
+
+} // namespace lah::bindings
