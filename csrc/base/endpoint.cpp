@@ -42,6 +42,15 @@ bool Endpoint::is_loopback() const {
   return ip[15] == 1;
 }
 
+bool Endpoint::is_private() const {
+  if (is_loopback())
+    return true;
+  if (is_v4())
+    return ip[12] == 10 || (ip[12] == 172 && (ip[13] & 0xf0) == 16) ||
+           (ip[12] == 192 && ip[13] == 168) || (ip[12] == 169 && ip[13] == 254);
+  return (ip[0] & 0xfe) == 0xfc || (ip[0] == 0xfe && (ip[1] & 0xc0) == 0x80);
+}
+
 std::string Endpoint::ip_text() const {
   std::array<char, INET6_ADDRSTRLEN> text{};
   if (is_v4())

@@ -23,6 +23,7 @@ struct Endpoint {
 
   bool is_v4() const;
   bool is_loopback() const;
+  bool is_private() const; // loopback, link-local, RFC 1918, unique local: never routed far
   std::string ip_text() const;
   std::string text() const; // "127.0.0.1:8081", "[::1]:8081"
 

@@ -47,6 +47,14 @@ struct Limits {
   static constexpr size_t kVerifiedRecords = 8192; // signatures known to be good
   static constexpr size_t kSeeds = 64;             // initial peers
   static constexpr size_t kPendingHellos = 256;
+  static constexpr size_t kNetworkIdBytes = 64;
+  static constexpr size_t kContactedAddresses = 16384; // remembered, to tell strangers
+  static constexpr size_t kObservesPerSecond = 16;     // helped with, of all who ask
+  static constexpr size_t kSavedContacts = 256;        // over a restart
+  static constexpr size_t kSavedRecords = 256;         // of the node itself
+  static constexpr size_t kStateBytes = size_t{1} << 20;
+  static constexpr size_t kClockSources = 64;      // networks whose clocks are compared with ours
+  static constexpr size_t kClockVotes = 8;         // that a correction needs, our own included
   static constexpr size_t kHellosPerSecond = 1000; // answered; each costs a signature
   static constexpr size_t kGreetings = 16;         // strangers being asked to prove themselves
   static constexpr size_t kDeclarationParts = 256; // records of one owner and prefix

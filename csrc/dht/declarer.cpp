@@ -52,7 +52,7 @@ Buffer Declarer::server_payload() const {
 
 // Milliseconds keep growing over restarts of the same identity without anything on disk.
 uint64_t Declarer::next_seq(WallMs wall) {
-  last_seq_ = std::max(last_seq_ + 1, wall);
+  last_seq_ = std::max({last_seq_ + 1, wall, node_.next_seq()});
   return last_seq_;
 }
 

@@ -144,6 +144,21 @@ PageReply read_page_reply(wire::Reader& in) {
   return page;
 }
 
+ObserveRequest read_observe_request(wire::Reader& in) {
+  ObserveRequest observe;
+  observe.step = static_cast<ObserveRequest::Step>(in.u64(2));
+  observe.nonce = in.u64();
+  const ByteView target = in.bin(0, kContactBytesMax);
+  if ((observe.step == ObserveRequest::Step::kPassOn) == target.empty()) {
+    in.fail();
+  } else if (!target.empty()) {
+    const Result<Contact> contact = decode_contact(target);
+    contact ? void(observe.target = *contact) : in.fail();
+  }
+  observe.padding = in.bin(0, Limits::kDatagramBytes).size();
+  return observe;
+}
+
 std::optional<Request> read_request(wire::Reader& in, MessageKind kind) {
   switch (kind) {
   case MessageKind::kPing:
@@ -154,6 +169,8 @@ std::optional<Request> read_request(wire::Reader& in, MessageKind kind) {
     return StoreRequest{read_records(in, true)};
   case MessageKind::kGetPage:
     return read_page_request(in);
+  case MessageKind::kObserve:
+    return read_observe_request(in);
   default:
     return std::nullopt;
   }
@@ -169,6 +186,8 @@ std::optional<Reply> read_reply(wire::Reader& in, MessageKind kind) {
     return read_store_reply(in);
   case MessageKind::kGetPage:
     return read_page_reply(in);
+  case MessageKind::kObserve:
+    return ObserveReply{in.u64(kArrayMax)};
   case MessageKind::kError:
     return ErrorReply{static_cast<ErrorCode>(in.u64(255))};
   default:
@@ -216,6 +235,12 @@ Buffer encode(const Header& header, const Request& body) {
                    put_id(out, page.key);
                    out.bin(page.after ? as_bytes(*page.after) : ByteView{});
                  },
+                 [&](const ObserveRequest& observe) {
+                   put_header(out, code, header, 4);
+                   out.u64(uint64_t(observe.step)).u64(observe.nonce);
+                   out.bin(observe.target ? encode_contact(*observe.target) : Buffer{});
+                   out.bin(Buffer(observe.padding));
+                 },
              },
              body);
   return out.take();
@@ -251,6 +276,10 @@ Buffer encode(const Header& header, const Reply& body) {
                    put_header(out, code, header, 2);
                    put_records(out, page.records, false);
                    out.boolean(page.more);
+                 },
+                 [&](const ObserveReply& observe) {
+                   put_header(out, code, header, 1);
+                   out.u64(observe.others);
                  },
                  [&](const ErrorReply& error) {
                    put_header(out, code, header, 1);

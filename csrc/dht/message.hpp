@@ -17,10 +17,10 @@ enum class MessageKind : uint8_t {
   kFind = 2,
   kStore = 3,
   kGetPage = 4,
-  kListen = 5,  // reserved
-  kNotify = 6,  // reserved
-  kObserve = 7, // reserved
-  kError = 31,  // replies only
+  kListen = 5, // reserved
+  kNotify = 6, // reserved
+  kObserve = 7,
+  kError = 31, // replies only
 };
 
 struct PingRequest {
@@ -77,13 +77,33 @@ struct PageReply {
   bool more = false;
 };
 
+// Whether strangers can reach the asker: the one asked passes the nonce on to others, who send it
+// to the asker. Each step is larger than the next, so nothing is amplified.
+struct ObserveRequest {
+  static constexpr MessageKind kKind = MessageKind::kObserve;
+  enum class Step : uint8_t {
+    kAsk = 0,
+    kPassOn = 1,
+    kDialBack = 2
+  }; // only the first two get replies
+  Step step = Step::kAsk;
+  uint64_t nonce = 0;
+  std::optional<Contact> target; // whom to dial back; in kPassOn alone
+  size_t padding = 0;
+};
+
+struct ObserveReply {
+  static constexpr MessageKind kKind = MessageKind::kObserve;
+  size_t others = 0; // that it was passed on to
+};
+
 struct ErrorReply {
   static constexpr MessageKind kKind = MessageKind::kError;
   ErrorCode code = ErrorCode::kProtocol;
 };
 
-using Request = std::variant<PingRequest, FindRequest, StoreRequest, PageRequest>;
-using Reply = std::variant<PingReply, FindReply, StoreReply, PageReply, ErrorReply>;
+using Request = std::variant<PingRequest, FindRequest, StoreRequest, PageRequest, ObserveRequest>;
+using Reply = std::variant<PingReply, FindReply, StoreReply, PageReply, ObserveReply, ErrorReply>;
 
 struct Header {
   uint64_t txid = 0;

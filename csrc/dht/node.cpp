@@ -8,16 +8,24 @@ Node::Node(NodeConfig config, const crypto::Identity& identity, PacketCipher& ci
     : config_(std::move(config)), identity_(identity), cipher_(cipher), rng_(rng),
       id_(node_id(identity.public_key(), puzzle_)), table_(id_), verifier_(config_.network_id),
       tokens_(rng), responder_(storage_, table_, verifier_), hello_(cipher),
-      bootstrap_(config_.seeds), ready_(config_.seeds.empty()) {}
+      bootstrap_(config_.seeds), ready_(config_.seeds.empty() && config_.state.contacts.empty()),
+      last_seq_(config_.state.seq) {}
 
 // --- datagrams -----------------------------------------------------------------------------------
 
 void Node::set_time(Time now, WallMs wall) {
   now_ = now;
+  machine_wall_ = wall;
+  wall_ = clock_offset_.corrected(wall);
+}
+
+void Node::resume(Time now, WallMs wall) {
+  now_ = now;
   wall_ = wall;
 }
 
 void Node::send(const Endpoint& to, Buffer bytes) {
+  reachability_.sent(now_, to);
   outbox_.push_back({to, std::move(bytes)});
 }
 
@@ -83,15 +91,23 @@ void Node::on_request(const Contact& from, const RequestMessage& message, size_t
   const std::optional<Token>& token = message.header.token;
   const bool proven = token && tokens_.accepts(*token, from.endpoint, from.key);
   ++counters_.requests_answered;
-  reply_to(from, message.header.txid,
-           responder_.answer({from, proven}, message.body, bytes, wall_));
-  if (!message.header.client_mode)
+  if (const auto* observe = std::get_if<ObserveRequest>(&message.body)) {
+    if (const auto reply = on_observe(from, proven, *observe))
+      reply_to(from, message.header.txid, *reply);
+  } else {
+    reachability_.heard(now_, from.endpoint);
+    reply_to(from, message.header.txid,
+             responder_.answer({from, proven}, message.body, bytes, wall_));
+  }
+  if (message.header.client_mode)
+    table_.remove(from.id);
+  else
     greet(from);
 }
 
 void Node::reply_to(const Contact& from, uint64_t txid, const Reply& body) {
-  const Header header{txid, config_.client_mode, puzzle_, tokens_.issue(from.endpoint, from.key),
-                      wall_};
+  const Header header{txid, read_only(), puzzle_, tokens_.issue(from.endpoint, from.key),
+                      machine_wall_};
   if (auto sealed = cipher_.seal(from.key, encode(header, body)))
     send(from.endpoint, std::move(*sealed));
 }
@@ -116,6 +132,9 @@ void Node::on_reply(const Contact& from, const ReplyMessage& message) {
   memory_.answered(from.key, now_ - request->sent_at, request->retransmitted);
   if (message.header.token)
     memory_.remember(from.key, *message.header.token);
+  if (!request->retransmitted)
+    clock_offset_.sample(now_, from.endpoint, message.header.wall_ms, machine_wall_,
+                         now_ - request->sent_at);
   note_outcome(true);
   if (message.header.client_mode)
     table_.remove(from.id);
@@ -140,8 +159,19 @@ void Node::observe(const Endpoint& observed) {
   endpoint = observed;
 }
 
+std::optional<Endpoint> Node::most_observed() const {
+  size_t most = 0;
+  std::optional<Endpoint> endpoint;
+  for (const auto& [ip, vote] : observed_)
+    if (vote.first > most) {
+      most = vote.first;
+      endpoint = vote.second;
+    }
+  return endpoint;
+}
+
 void Node::request(OpId op, const Contact& to, Request body) {
-  const Header header{rng_.u64(), config_.client_mode, puzzle_, memory_.token(to.key), wall_};
+  const Header header{rng_.u64(), read_only(), puzzle_, memory_.token(to.key), machine_wall_};
   Buffer plaintext = encode(header, body);
   auto* find = std::get_if<FindRequest>(&body);
   if (const size_t bytes = plaintext.size() + crypto::kPacketOverhead;
@@ -163,7 +193,7 @@ void Node::request(OpId op, const Contact& to, Request body) {
 
 void Node::start_get(Time now, WallMs wall, const Id& key, Time deadline, GetOperation::Done done,
                      Consistency consistency) {
-  set_time(now, wall);
+  resume(now, wall);
   begin(std::make_unique<GetOperation>(key, id_, storage_.get(key, wall), consistency,
                                        std::move(done)),
         deadline);
@@ -171,7 +201,7 @@ void Node::start_get(Time now, WallMs wall, const Id& key, Time deadline, GetOpe
 
 void Node::start_store(Time now, WallMs wall, Record record, Time deadline,
                        StoreOperation::Done done) {
-  set_time(now, wall);
+  resume(now, wall);
   // Our own copy makes a lone node find what it stored.
   storage_.put(record, wall, verifier_);
   begin(std::make_unique<StoreOperation>(std::move(record), id_, std::move(done)), deadline);
@@ -185,7 +215,7 @@ void Node::start_lookup(Time now, WallMs wall, const Id& target, Time deadline,
 
 void Node::start_ping(Time now, WallMs wall, const Endpoint& to, Time deadline,
                       PingOperation::Done done) {
-  set_time(now, wall);
+  resume(now, wall);
   hello_.ask(
       now, to,
       [this, deadline, done = std::move(done)](const Endpoint& from, const auto& answer) mutable {
@@ -213,7 +243,7 @@ void Node::begin(std::unique_ptr<Operation> operation, Time deadline) {
   }
   if (deadline != kNever)
     deadlines_.insert({deadline, operation->id});
-  const bool way_in_expected = open_hellos_ > 0 || !bootstrap_.tried();
+  const bool way_in_expected = open_hellos_ > 0 || recalled_ > 0 || !bootstrap_.tried();
   if (operation->target() && table_.size() == 0 && !ready_ && !joining_ && way_in_expected)
     parked_.push_back(std::move(operation));
   else
@@ -266,7 +296,8 @@ void Node::learn(const Contact& peer, Duration, Time now) {
   table_.confirm(peer, now);
 }
 
-Record Node::sign(const Id& key, uint64_t seq, WallMs expiry_ms, Buffer payload) const {
+Record Node::sign(const Id& key, uint64_t seq, WallMs expiry_ms, Buffer payload) {
+  last_seq_ = std::max(last_seq_, seq);
   return sign_record(identity_, config_.network_id, key, seq, expiry_ms, std::move(payload));
 }
 
@@ -275,14 +306,15 @@ NodeStatus Node::status() const {
   status.peers = table_.size();
   status.ready = ready_;
   status.isolated = isolated();
+  status.clock_offset_ms = clock_offset_.ms();
   status.records = storage_.records();
   status.operations = operations_.size() + parked_.size();
-  size_t most = 0;
-  for (const auto& [ip, vote] : observed_)
-    if (vote.first > most) {
-      most = vote.first;
-      status.observed = vote.second;
-    }
+  status.reachability = reachability_.state();
+  status.observed = most_observed();
+  if (status.observed && !config_.local_addresses.empty())
+    status.behind_nat =
+        std::none_of(config_.local_addresses.begin(), config_.local_addresses.end(),
+                     [&](const Endpoint& local) { return local.ip == status.observed->ip; });
   return status;
 }
 

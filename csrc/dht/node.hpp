@@ -7,17 +7,22 @@
 #include <memory>
 
 #include "dht/bootstrap.hpp"
+#include "dht/clock_offset.hpp"
 #include "dht/hello.hpp"
+#include "dht/node_state.hpp"
 #include "dht/operation.hpp"
 #include "dht/peer_memory.hpp"
+#include "dht/reachability.hpp"
 #include "dht/responder.hpp"
 
 namespace lah::dht {
 
 struct NodeConfig {
   std::string network_id;
-  std::vector<Endpoint> seeds; // at most Limits::kSeeds
-  bool client_mode = false;    // asks, never serves; enters no table
+  std::vector<Endpoint> seeds;                // at most Limits::kSeeds
+  bool client_mode = false;                   // asks, never serves; enters no table
+  NodeState state = {};                       // of the node's last life
+  std::vector<Endpoint> local_addresses = {}; // of the machine; to tell whether it is behind a NAT
 };
 
 struct NodeStatus {
@@ -30,9 +35,12 @@ struct NodeStatus {
   uint64_t bytes_out = 0;
   uint64_t bad_packets = 0; // malformed, not for us, or of another network
   uint64_t requests_answered = 0;
-  uint64_t requests_failed = 0;     // ours, never answered
-  size_t records = 0;               // held
-  size_t operations = 0;            // open
+  uint64_t requests_failed = 0; // ours, never answered
+  size_t records = 0;           // held
+  size_t operations = 0;        // open
+  int64_t clock_offset_ms = 0;  // what our machine's clock lacks of the network's time
+  Reachability::State reachability = Reachability::State::kUnknown;
+  std::optional<bool> behind_nat;   // once peers told where they see us
   std::optional<Endpoint> observed; // our address as most peers see it; the port is the UDP one
 };
 
@@ -51,14 +59,14 @@ public:
   // `identity`, `cipher` and `rng` must outlive the node.
   Node(NodeConfig config, const crypto::Identity& identity, PacketCipher& cipher, Rng& rng);
 
-  // --- driven by
+  // --- driven by; `wall` is the machine's clock here
   void on_datagram(Time now, WallMs wall, const Endpoint& from, ByteView bytes);
   void on_timer(Time now, WallMs wall);
   Time next_deadline() const;
   std::vector<Datagram> take_datagrams();
 
-  // --- asked by. Callbacks run inside a later on_datagram() or on_timer(), never inside these
-  // calls.
+  // --- asked by; `wall` is the network's time, wall(), here. Callbacks run inside a later
+  // on_datagram() or on_timer(), never inside these calls.
   void start_get(Time now, WallMs wall, const Id& key, Time deadline, GetOperation::Done done,
                  Consistency consistency = Consistency::kAll);
   void start_store(Time now, WallMs wall, Record record, Time deadline, StoreOperation::Done done);
@@ -85,7 +93,10 @@ public:
   void learn(const Contact& peer, Duration rtt, Time now);
   void recall(const Contact& peer, Duration rtt) { memory_.answered(peer.key, rtt, false); }
 
-  Record sign(const Id& key, uint64_t seq, WallMs expiry_ms, Buffer payload) const;
+  Record sign(const Id& key, uint64_t seq, WallMs expiry_ms, Buffer payload);
+  // Above every seq this identity signed, as far as clock and saved state know.
+  uint64_t next_seq() const { return std::max(last_seq_ + 1, wall_); }
+  NodeState save_state() const; // without the identity's seed
   NodeStatus status() const;
   bool ready() const { return ready_; }
   const Id& id() const { return id_; }
@@ -94,6 +105,8 @@ public:
   const Storage& storage() const { return storage_; }
   Rng& rng() { return rng_; }
   Time time() const { return now_; } // of the last event
+  // The network's time: the machine's clock, corrected by what most peers say. Records are signed
+  // and expire by it.
   WallMs wall() const { return wall_; }
 
 private:
@@ -105,6 +118,7 @@ private:
   WallMs wall_ms() const override { return wall_; }
   Time now() const override { return now_; }
 
+  void resume(Time now, WallMs wall);
   void send(const Endpoint& to, Buffer bytes);
 
   // node.cpp: what datagrams do
@@ -115,6 +129,7 @@ private:
   void reply_to(const Contact& from, uint64_t txid, const Reply& body);
   void greet(const Contact& stranger);
   void observe(const Endpoint& observed);
+  std::optional<Endpoint> most_observed() const;
 
   // operations
   void begin(std::unique_ptr<Operation> operation, Time deadline);
@@ -122,6 +137,19 @@ private:
   void retire_if_finished(OpId id);
   void retire(Operations::iterator operation);
   void settle(); // tells the callers of finished operations
+
+  // node_keep.cpp
+  void recall();
+  void on_recalled(const PingResult& result);
+
+  // node_observe.cpp
+  bool read_only() const; // asks, does not serve: wanted so, or because nobody could reach it
+  void run_reachability();
+  std::optional<Reply> on_observe(const Contact& from, bool proven, const ObserveRequest& request);
+  size_t pass_on(const Contact& asker, uint64_t nonce);
+  size_t dial_back(const Contact& by, const Contact& target, uint64_t nonce);
+  std::vector<Contact> some_proven_to(size_t count,
+                                      const std::function<bool(const Contact&)>& fits);
 
   // node_upkeep.cpp: what time does
   void run_requests();
@@ -131,7 +159,7 @@ private:
   void join();
   void on_joined();
   void release_parked();
-  bool looking_for_way_in() const { return open_hellos_ > 0 || joining_; }
+  bool looking_for_way_in() const { return open_hellos_ > 0 || joining_ || recalled_ > 0; }
   bool isolated() const;
   void note_outcome(bool answered);
 
@@ -142,6 +170,7 @@ private:
   PuzzleNonce puzzle_{};
   Id id_;
   Time now_ = 0;
+  WallMs machine_wall_ = 0;
   WallMs wall_ = 0;
 
   RoutingTable table_;
@@ -150,6 +179,8 @@ private:
   TokenIssuer tokens_;
   Responder responder_;
   PeerMemory memory_;
+  ClockOffset clock_offset_;
+  Reachability reachability_;
   PendingRequests pending_;
   HelloExchange hello_;
   Bootstrap bootstrap_;
@@ -170,11 +201,16 @@ private:
   bool joining_ = false;
   bool closing_ = false;
   size_t open_hellos_ = 0;
+  size_t recalled_ = 0; // saved contacts that have neither answered nor failed
+  size_t returned_ = 0; // and those that answered
+  uint64_t last_seq_ = 0;
   std::bitset<32> outcomes_; // of our last requests, true if unanswered
   size_t outcome_count_ = 0;
   Time next_tick_ = 0;
   Time next_split_check_ = kNever;
   Time next_lost_check_ = 0;
+  Time observe_window_ = 0;
+  size_t observes_in_window_ = 0;
   Time hello_window_ = 0;
   size_t hellos_in_window_ = 0;
 };

@@ -32,12 +32,14 @@ void Node::on_timer(Time now, WallMs wall) {
       parked_.erase(parked);
     }
   }
+  if (!config_.state.contacts.empty() || !config_.state.records.empty())
+    recall();
   run_bootstrap();
   if (now >= next_tick_)
     run_tick();
   for (size_t i = 0; i < tasks_.size(); ++i) // a task may add or remove tasks
     if (tasks_[i]->next_deadline() <= now)
-      tasks_[i]->on_timer(now, wall);
+      tasks_[i]->on_timer(now_, wall_);
   settle();
 }
 
@@ -154,6 +156,7 @@ void Node::run_tick() {
   next_tick_ = now_ + kTick;
   storage_.expire(wall_);
   tokens_.rotate_if_due(now_, rng_);
+  run_reachability();
   if (table_.size() > 0) {
     std::vector<Endpoint> alive;
     for (const Contact& contact : table_.closest(id_, kRememberedPeers))

@@ -17,6 +17,12 @@ public:
     return found != peers_.end() && found->second.rtt.known() ? found->second.rtt.rto()
                                                               : network_.rto();
   }
+  std::optional<Duration> rtt(const PublicKey& peer) const {
+    const auto found = peers_.find(peer);
+    return found != peers_.end() && found->second.rtt.known()
+               ? std::optional(found->second.rtt.srtt())
+               : std::nullopt;
+  }
   void answered(const PublicKey& peer, Duration rtt, bool retransmitted) {
     State& state = at(peer);
     if (retransmitted) {

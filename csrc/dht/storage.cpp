@@ -82,6 +82,14 @@ std::vector<Record> Storage::get(const Id& key, WallMs wall) const {
   return records;
 }
 
+std::vector<Record> Storage::owned_by(const PublicKey& owner, size_t most) const {
+  std::vector<Record> records;
+  for (auto expiry = expiries_.rbegin(); expiry != expiries_.rend(); ++expiry)
+    if (expiry->owner == owner && records.size() < most)
+      records.push_back(keys_.at(expiry->key).at(owner));
+  return records;
+}
+
 void Storage::expire(WallMs wall) {
   while (!expiries_.empty() && expiries_.begin()->at <= wall) {
     const Expiry oldest = *expiries_.begin();

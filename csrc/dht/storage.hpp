@@ -30,6 +30,9 @@ public:
             size_t overhead) const;
   std::vector<Record> get(const Id& key, WallMs wall) const;
 
+  // What one owner has here, the longest-lived first.
+  std::vector<Record> owned_by(const PublicKey& owner, size_t most) const;
+
   void expire(WallMs wall);
   WallMs next_expiry() const; // UINT64_MAX if nothing is held
 

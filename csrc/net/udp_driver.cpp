@@ -38,9 +38,8 @@ void UdpDriver::run_and_wait(const Command& command) {
 
 void UdpDriver::run(const Command& command) {
   const Time now = thread_.clock().now();
-  const WallMs wall = thread_.clock().wall_ms();
-  core_->node.set_time(now, wall);
-  command(*core_, now, wall);
+  core_->node.set_time(now, thread_.clock().wall_ms());
+  command(*core_, now, core_->node.wall());
   flush();
 }
 

@@ -25,6 +25,7 @@ public:
     dht::ExpertSearch search;
     dht::ReadyWaiters ready;
   };
+  // `wall` is the node's.
   using Command = std::function<void(Core& core, Time now, WallMs wall)>;
 
   static Result<std::unique_ptr<UdpDriver>> open(NetThread& thread,

@@ -222,7 +222,8 @@ bool VirtualNetwork::run_until(Time limit, const std::function<bool()>& done) {
 
 dht::GetResult VirtualNetwork::get(size_t index, const dht::Id& key, Duration limit) {
   std::optional<dht::GetResult> result;
-  node(index).start_get(now_, wall(index), key, now_ + limit,
+  node(index).set_time(now_, wall(index));
+  node(index).start_get(now_, node(index).wall(), key, now_ + limit,
                         [&](dht::GetResult got) { result = std::move(got); });
   collect(index);
   run_until(now_ + limit + kSecond, [&] { return result.has_value(); });
@@ -232,7 +233,8 @@ dht::GetResult VirtualNetwork::get(size_t index, const dht::Id& key, Duration li
 
 dht::StoreResult VirtualNetwork::store(size_t index, const dht::Record& record, Duration limit) {
   std::optional<dht::StoreResult> result;
-  node(index).start_store(now_, wall(index), record, now_ + limit,
+  node(index).set_time(now_, wall(index));
+  node(index).start_store(now_, node(index).wall(), record, now_ + limit,
                           [&](const dht::StoreResult& stored) { result = stored; });
   collect(index);
   run_until(now_ + limit + kSecond, [&] { return result.has_value(); });

@@ -29,7 +29,8 @@ inline void grow(VirtualNetwork& net, size_t count, Duration settle = 30 * kSeco
 inline dht::Record record_of(VirtualNetwork& net, size_t owner, const std::string& name,
                              std::string_view text, uint64_t lifetime_ms = 300'000,
                              uint64_t seq = 0) {
-  const WallMs wall = net.wall(owner);
+  net.node(owner).set_time(net.now(), net.wall(owner));
+  const WallMs wall = net.node(owner).wall();
   return net.node(owner).sign(named_key(name), seq == 0 ? wall : seq, wall + lifetime_ms,
                               payload(text));
 }

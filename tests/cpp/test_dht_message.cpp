@@ -71,6 +71,23 @@ TEST(DhtMessage, RequestsRoundTripInTheLargestForm) {
             std::nullopt);
 }
 
+TEST(DhtMessage, ObservationsNameATargetWhenTheyArePassedOnAndOnlyThen) {
+  using Step = ObserveRequest::Step;
+  const Contact target = contact(3, "2001:db8::1");
+  const auto passed = std::get<ObserveRequest>(
+      round_trip(Request(ObserveRequest{Step::kPassOn, UINT64_MAX, target, 9})));
+  EXPECT_EQ(passed.step, Step::kPassOn);
+  EXPECT_EQ(passed.nonce, UINT64_MAX);
+  EXPECT_EQ(passed.target, target);
+  EXPECT_EQ(passed.padding, 9U);
+  for (const Step step : {Step::kAsk, Step::kDialBack}) {
+    EXPECT_TRUE(decode(encode(kHeader, Request(ObserveRequest{step, 1, {}, 0}))));
+    EXPECT_FALSE(decode(encode(kHeader, Request(ObserveRequest{step, 1, target, 0}))));
+  }
+  EXPECT_FALSE(decode(encode(kHeader, Request(ObserveRequest{Step::kPassOn, 1, {}, 0}))));
+  EXPECT_EQ(std::get<ObserveReply>(round_trip(Reply(ObserveReply{2}))).others, 2U);
+}
+
 TEST(DhtMessage, RepliesRoundTripInTheLargestForm) {
   const Endpoint v6 = *Endpoint::parse("2001:db8::1", 9);
   EXPECT_EQ(std::get<PingReply>(round_trip(Reply(PingReply{v6}))).observed, v6);
