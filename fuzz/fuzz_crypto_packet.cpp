@@ -2,6 +2,7 @@
 // address and a contact likewise.
 #include <cstdlib>
 
+#include "allocation_budget.hpp"
 #include "crypto/sealed_packet.hpp"
 #include "dht/contact.hpp"
 
@@ -22,6 +23,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (packet->kind == crypto::PacketKind::kHelloReply)
       static_cast<void>(sealer.accept_hello_reply(*packet, packet->nonce));
   }
+  const fuzz::AllocationBudget budget(size);
   static_cast<void>(dht::decode_contact(bytes));
   static_cast<void>(dht::decode_endpoint(bytes));
   static_cast<void>(Endpoint::parse(as_text(bytes), 1));

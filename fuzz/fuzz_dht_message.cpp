@@ -2,11 +2,15 @@
 // decoded survives being written and read again.
 #include <cstdlib>
 
+#include "allocation_budget.hpp"
 #include "dht/message.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace lah::dht;
-  const auto decoded = decode(std::as_bytes(std::span(data, size)));
+  const auto decoded = [&] {
+    const lah::fuzz::AllocationBudget budget(size);
+    return decode(std::as_bytes(std::span(data, size)));
+  }();
   if (!decoded)
     return 0;
   lah::Buffer once;

@@ -4,6 +4,7 @@
 
 #include "dht/node.hpp"
 #include "sim/hash_cipher.hpp"
+#include "wire/writer.hpp"
 
 namespace {
 
@@ -35,18 +36,25 @@ const crypto::Identity& identity(uint64_t seed) {
   return identities[seed % identities.size()];
 }
 
-// What the node sent last, from which a hostile peer knows the txid and token to answer with.
-Buffer answer_to(sim::HashCipher& cipher, ByteView question, ByteView fields) {
+// An answer to what the node sent last, whose txid a hostile peer knows: a well-formed header with
+// a clock of the script's choice, then fields of the script's choice.
+Buffer answer_to(sim::HashCipher& cipher, ByteView question, Script& script) {
   const auto packet = crypto::parse_packet(question);
   if (!packet || packet->kind != crypto::PacketKind::kSealed)
     return packet ? cipher.hello_reply(*packet) : Buffer{};
   const auto opened = cipher.open(*packet);
   if (!opened || opened->size() < 11)
     return {};
-  Buffer plaintext{std::byte{0x9f}}; // array of 15, of which the script writes the rest
+  const uint8_t shape = script.byte();
+  const size_t fields = shape & 7;
+  Buffer plaintext{static_cast<std::byte>(0x97 + fields)};
   plaintext.push_back((*opened)[1] | std::byte{0x40});
-  plaintext.insert(plaintext.end(), opened->begin() + 2, opened->begin() + 11);
-  append(plaintext, fields);
+  plaintext.insert(plaintext.end(), opened->begin() + 2, opened->begin() + 11); // txid
+  wire::Writer header; // its array is left out
+  header.u64(shape >> 3 & 1).bin(Buffer(8)).bin(Buffer(shape & 16 ? 16 : 0));
+  header.u64(uint64_t{script.byte()} << (shape >> 5) * 8).bin({});
+  append(plaintext, header.view());
+  append(plaintext, script.bytes());
   plaintext.resize(std::min(plaintext.size(), Limits::kDatagramBytes - crypto::kPacketOverhead));
   const auto sealed = cipher.seal(packet->sender, plaintext);
   return sealed ? *sealed : Buffer{};
@@ -60,8 +68,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   std::array<sim::HashCipher, 2> peers{sim::HashCipher(identity(1).public_key(), "fuzz", rng),
                                        sim::HashCipher(identity(2).public_key(), "fuzz", rng)};
   const std::array<Endpoint, 2> addresses{Endpoint::v4(0x0a000001, 1), Endpoint::v4(0x0a000002, 2)};
-  dht::Node node({"fuzz", {addresses[0]}, false}, identity(0), cipher, rng);
   Script script{std::as_bytes(std::span(data, size))};
+  dht::NodeConfig config{"fuzz", {addresses[0]}};
+  if (script.byte() % 2 != 0) // in its second life
+    config.state.contacts = {{dht::Contact::make(identity(2).public_key(), {}, addresses[1])}};
+  dht::Node node(config, identity(0), cipher, rng);
   Time now = 0;
   WallMs wall = 1'700'000'000'000;
   std::array<Buffer, 2> last_sent;
@@ -78,7 +89,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       break;
     case 2:
     case 3:
-      datagram = answer_to(peers[who], last_sent[who], script.bytes());
+      datagram = answer_to(peers[who], last_sent[who], script);
       break;
     case 4: {
       const ByteView raw = script.bytes();
@@ -86,12 +97,13 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
       break;
     }
     case 5:
-      node.start_get(now, wall, dht::Id{{script.byte(), 0, 0, 0}}, now + 5 * kSecond,
+      node.start_get(now, node.wall(), dht::Id{{script.byte(), 0, 0, 0}}, now + 5 * kSecond,
                      [](const auto&) {});
       break;
     case 6:
-      node.start_store(now, wall,
-                       node.sign(dht::Id{{script.byte(), 0, 0, 0}}, wall, wall + 1000, Buffer(9)),
+      node.start_store(now, node.wall(),
+                       node.sign(dht::Id{{script.byte(), 0, 0, 0}}, node.next_seq(),
+                                 node.wall() + 1000, Buffer(9)),
                        now + 5 * kSecond, [](const auto&) {});
       break;
     default: {
@@ -113,6 +125,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }
   if (node.table().size() > 2 || node.storage().bytes() > Limits::kStoredBytes)
     std::abort(); // only the two who can answer may be in the table
+  if (!dht::decode_state(dht::encode_state(node.save_state())))
+    std::abort();
   node.abandon();
   return 0;
 }

@@ -1,12 +1,16 @@
 // Any bytes as a msgpack document, walked in the order the bytes themselves dictate.
 #include <cstdlib>
 
+#include "allocation_budget.hpp"
 #include "wire/reader.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using lah::Limits;
   const lah::ByteView document = std::as_bytes(std::span(data, size));
-  auto parsed = lah::wire::Reader::parse(document);
+  auto parsed = [&] {
+    const lah::fuzz::AllocationBudget budget(size);
+    return lah::wire::Reader::parse(document);
+  }();
   if (!parsed)
     return 0;
   lah::wire::Reader& in = *parsed;

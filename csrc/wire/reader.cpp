@@ -2,6 +2,8 @@
 
 #include <msgpack.hpp>
 
+#include <algorithm>
+
 namespace lah::wire {
 namespace {
 
@@ -66,6 +68,8 @@ private:
 
 Result<Reader> Reader::parse(ByteView document) {
   Reader reader;
+  // An element takes a byte at least. Growing step by step would hold two copies for a while.
+  reader.nodes_.reserve(std::min(document.size(), Limits::kWireNodes));
   BoundedVisitor visitor(reader.nodes_);
   size_t offset = 0;
   const auto* data = reinterpret_cast<const char*>(document.data());
