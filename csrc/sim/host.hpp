@@ -20,6 +20,7 @@ struct VirtualNetwork::Host {
     timer_at = kNever;
   }
   bool runs() const { return up && !frozen; }
+  Time next_deadline() const { return actor ? actor->next_deadline() : node->next_deadline(); }
 
   const crypto::Identity identity;
   SeededRng rng;
@@ -29,7 +30,8 @@ struct VirtualNetwork::Host {
   Endpoint endpoint;
   std::optional<Nat> nat;
   std::unique_ptr<dht::PacketCipher> cipher;
-  std::unique_ptr<dht::Node> node;
+  std::unique_ptr<dht::Node> node; // idle where an actor stands
+  std::shared_ptr<Actor> actor;
   bool up = true;
   bool frozen = false;
   bool passive = false;

@@ -37,6 +37,7 @@ size_t VirtualNetwork::add(const NodeOptions& options) {
     unplanned_[host->endpoint] = index;
   if (options.nat != NatKind::kNone)
     host->nat.emplace(options.nat, host->endpoint, options.nat_timeout);
+  host->actor = options.actor;
   host->boot(cipher_);
   hosts_.push_back(std::move(host));
   schedule_timer(index);
@@ -150,10 +151,14 @@ void VirtualNetwork::inject(size_t to, const Endpoint& from, Buffer bytes) {
   events_.push_delivery(now_, to, {from, endpoint(to), std::move(bytes)});
 }
 
+void VirtualNetwork::send_all(size_t from, std::vector<dht::Datagram> datagrams) {
+  for (dht::Datagram& datagram : datagrams)
+    post(from, std::move(datagram));
+  schedule_timer(from);
+}
+
 void VirtualNetwork::collect(size_t index) {
-  for (dht::Datagram& datagram : hosts_[index]->node->take_datagrams())
-    post(index, std::move(datagram));
-  schedule_timer(index);
+  send_all(index, hosts_[index]->node->take_datagrams());
 }
 
 // --- events --------------------------------------------------------------------------------------
@@ -164,7 +169,7 @@ void VirtualNetwork::schedule_timer(size_t index) {
   Host& host = *hosts_[index];
   if (!host.runs() || host.passive)
     return;
-  const Time next = std::max(host.node->next_deadline(), now_);
+  const Time next = std::max(host.next_deadline(), now_);
   if (next >= host.timer_at)
     return;
   host.timer_at = next;
@@ -178,11 +183,15 @@ void VirtualNetwork::handle_timer(const Event& event) {
   host.timer_at = kNever;
   if (!host.runs() || host.passive)
     return;
-  if (host.node->next_deadline() > now_) {
+  if (host.next_deadline() > now_) {
     schedule_timer(event.host);
     return;
   }
   log_.timer(now_, event.host);
+  if (host.actor) {
+    send_all(event.host, host.actor->on_timer(now_));
+    return;
+  }
   host.node->on_timer(now_, wall(event.host));
   collect(event.host);
 }
@@ -200,6 +209,10 @@ void VirtualNetwork::handle_delivery(const Event& event) {
   log_.delivery(now_, event.host, delivery.from, delivery.bytes);
   if (on_delivery)
     on_delivery(delivery.from, event.host, delivery.bytes);
+  if (host.actor) {
+    send_all(event.host, host.actor->on_datagram(now_, delivery.from, delivery.bytes));
+    return;
+  }
   host.node->on_datagram(now_, wall(event.host), delivery.from, delivery.bytes);
   collect(event.host);
 }

@@ -5,6 +5,7 @@
 #include <deque>
 
 #include "dht/node.hpp"
+#include "sim/actor.hpp"
 #include "sim/address_plan.hpp"
 #include "sim/event_log.hpp"
 #include "sim/event_queue.hpp"
@@ -44,6 +45,7 @@ public:
     std::optional<Endpoint> endpoint = {};                // by the address plan if not given
     std::optional<crypto::Identity> identity = {};        // drawn if not given
     std::function<void(dht::NodeConfig&)> configure = {}; // what the fields above do not say
+    std::shared_ptr<Actor> actor = {};                    // stands there in the place of a node
   };
   // A node of its own identity, drawn from the seed; it starts at once. Returns its index.
   size_t add(const NodeOptions& options);
@@ -111,6 +113,7 @@ private:
   std::optional<size_t> host_at(const Endpoint& endpoint) const;
   Duration delay(size_t from, size_t to);
   void post(size_t from, dht::Datagram datagram);
+  void send_all(size_t from, std::vector<dht::Datagram> datagrams);
   void schedule_timer(size_t index);
   void handle_timer(const Event& event);
   void handle_delivery(const Event& event);
