@@ -61,6 +61,13 @@ struct Limits {
   static constexpr size_t kDeclaredExperts = 65536;
   static constexpr size_t kNodeAddresses = 8;
   static constexpr size_t kCachedPrefixes = 256;
+  static constexpr size_t kLevelParts = 16;     // level records of one owner under one tuple
+  static constexpr size_t kCachedLevels = 4096; // tuples whose level records a trainer keeps
+  static constexpr size_t kLevelReads = 128;    // of them being read
+  static constexpr uint64_t kBeamCells = uint64_t{1} << 62; // of a grid searched by beam
+  static constexpr size_t kBeamScores = size_t{1} << 24;    // of one search, all rows
+  static constexpr size_t kBeamChoices = 32;                // experts a row
+  static constexpr size_t kBeamWidth = 65536;
   static constexpr size_t kSuspects = 4096;
   static constexpr size_t kExpertReplicas = 7; // further owners of one expert that a trainer knows
 

@@ -63,7 +63,8 @@ AliveMap::Expert expert_of(Claims::const_iterator first, Claims::const_iterator 
 
 } // namespace
 
-Result<Grid> Grid::make(std::string_view prefix, const std::vector<int64_t>& size) {
+Result<Grid> Grid::make(std::string_view prefix, const std::vector<int64_t>& size,
+                        uint64_t most_experts) {
   Result<ExpertUid> parsed = parse_uid(prefix);
   if (!parsed)
     return parsed.error();
@@ -74,28 +75,34 @@ Result<Grid> Grid::make(std::string_view prefix, const std::vector<int64_t>& siz
   uint64_t experts = 1;
   for (const int64_t dimension : size) {
     if (dimension < 1 || dimension > int64_t{Limits::kGridExperts})
-      return invalid("a grid dimension must be positive, got " + std::to_string(dimension));
+      return invalid("a grid dimension must be 1 to " + std::to_string(Limits::kGridExperts) +
+                     ", got " + std::to_string(dimension));
+    if (experts > most_experts / static_cast<uint64_t>(dimension))
+      return invalid("a grid may hold at most " + std::to_string(most_experts) + " experts");
     experts *= static_cast<uint64_t>(dimension);
-    if (experts > Limits::kGridExperts)
-      return invalid("a grid may hold at most " + std::to_string(Limits::kGridExperts) +
-                     " experts");
     grid.size.push_back(static_cast<uint32_t>(dimension));
   }
   return grid;
 }
 
-size_t Grid::experts() const {
-  size_t count = 1;
+uint64_t Grid::experts() const {
+  uint64_t count = 1;
   for (const uint32_t dimension : size)
     count *= dimension;
   return count;
 }
 
-std::string Grid::uid(uint32_t flat_id) const {
-  Coordinates coordinates(size.size());
+Coordinates Grid::coordinates(uint64_t flat_id) const {
+  const size_t lead = prefix.coordinates.size();
+  Coordinates coordinates = prefix.coordinates;
+  coordinates.resize(lead + size.size());
   for (size_t i = size.size(); i-- > 0; flat_id /= size[i])
-    coordinates[i] = flat_id % size[i];
-  return format_uid(format_uid(prefix.prefix, prefix.coordinates), coordinates);
+    coordinates[lead + i] = static_cast<uint32_t>(flat_id % size[i]);
+  return coordinates;
+}
+
+std::string Grid::uid(uint64_t flat_id) const {
+  return format_uid(prefix.prefix, coordinates(flat_id));
 }
 
 bool AliveMap::same_content(const AliveMap& other) const {

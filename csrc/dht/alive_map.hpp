@@ -12,9 +12,11 @@ struct Grid {
   ExpertUid prefix; // a prefix that ends in numbers keeps them as leading coordinates
   std::vector<uint32_t> size;
 
-  static Result<Grid> make(std::string_view prefix, const std::vector<int64_t>& size);
-  size_t experts() const;
-  std::string uid(uint32_t flat_id) const;
+  static Result<Grid> make(std::string_view prefix, const std::vector<int64_t>& size,
+                           uint64_t most_experts = Limits::kGridExperts);
+  uint64_t experts() const;
+  Coordinates coordinates(uint64_t flat_id) const; // those of the prefix first
+  std::string uid(uint64_t flat_id) const;
   auto operator<=>(const Grid&) const = default;
 };
 

@@ -4,6 +4,7 @@
 
 #include "dht/contact.hpp"
 #include "wire/reader.hpp"
+#include "wire/varint.hpp"
 #include "wire/writer.hpp"
 
 namespace lah::dht {
@@ -25,24 +26,6 @@ bool is_number(std::string_view text) {
          std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
 }
 
-void put_varint(Buffer& out, uint64_t value) {
-  for (; value >= 0x80; value >>= 7)
-    out.push_back(static_cast<std::byte>(value | 0x80));
-  out.push_back(static_cast<std::byte>(value));
-}
-
-bool take_varint(ByteView& in, uint64_t& value) {
-  value = 0;
-  for (unsigned shift = 0; shift < 63 && !in.empty(); shift += 7) {
-    const auto byte = std::to_integer<uint64_t>(in.front());
-    in = in.subspan(1);
-    value |= (byte & 0x7f) << shift;
-    if (byte < 0x80)
-      return true;
-  }
-  return false;
-}
-
 // Coordinates in order, each as the first dimension in which it differs from the one before, the
 // step there, and the dimensions behind in full: one byte for a neighbour in a dense grid.
 Buffer pack_step(const Coordinates* before, const Coordinates& coordinates) {
@@ -51,9 +34,9 @@ Buffer pack_step(const Coordinates* before, const Coordinates& coordinates) {
   while (before != nullptr && (*before)[at] == coordinates[at])
     ++at;
   const uint64_t step = coordinates[at] - (before == nullptr ? 0 : (*before)[at]);
-  put_varint(out, step * coordinates.size() + at);
+  wire::put_varint(out, step * coordinates.size() + at);
   for (size_t i = at + 1; i < coordinates.size(); ++i)
-    put_varint(out, coordinates[i]);
+    wire::put_varint(out, coordinates[i]);
   return out;
 }
 
@@ -65,7 +48,7 @@ bool unpack(ByteView in, DeclaredGroup& group) {
   Coordinates current(group.depth, 0);
   while (!in.empty()) {
     uint64_t code = 0;
-    if (!take_varint(in, code))
+    if (!wire::take_varint(in, code))
       return false;
     const size_t at = static_cast<size_t>(code % group.depth);
     const uint64_t step = code / group.depth;
@@ -78,7 +61,7 @@ bool unpack(ByteView in, DeclaredGroup& group) {
     current[at] = static_cast<uint32_t>(moved);
     for (size_t i = at + 1; i < group.depth; ++i) {
       uint64_t value = 0;
-      if (!take_varint(in, value) || value > UINT32_MAX)
+      if (!wire::take_varint(in, value) || value > UINT32_MAX)
         return false;
       current[i] = static_cast<uint32_t>(value);
     }

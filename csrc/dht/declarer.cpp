@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "dht/level_declaration.hpp"
+
 namespace lah::dht {
 namespace {
 constexpr size_t kStoresInFlight = 16; // of a server with thousands of experts
@@ -9,28 +11,6 @@ constexpr uint32_t kLoopback = 0x7f000001;
 
 using Groups = std::map<std::pair<uint64_t, size_t>, DeclaredGroup>; // by schema and depth
 
-Result<std::map<Id, Buffer>> encode_all(const Declarer::Served& served) {
-  std::map<std::string, Groups> prefixes;
-  for (const Declarer::Expert& expert : served.experts) {
-    const size_t depth = expert.uid.coordinates.size();
-    DeclaredGroup& group = prefixes[expert.uid.prefix][{expert.schema_hash, depth}];
-    group.schema_hash = expert.schema_hash;
-    group.depth = depth;
-    group.experts.push_back(expert.uid.coordinates);
-  }
-  std::map<Id, Buffer> payloads;
-  for (const auto& [prefix, by_schema] : prefixes) {
-    std::vector<DeclaredGroup> groups;
-    for (const auto& [schema, group] : by_schema)
-      groups.push_back(group);
-    auto parts = encode_declaration(served.boot_id, std::move(groups));
-    if (!parts)
-      return Error{parts.error().code, "prefix '" + prefix + "': " + parts.error().message};
-    for (size_t part = 0; part < parts->size(); ++part)
-      payloads[declaration_key(prefix, static_cast<uint32_t>(part))] = std::move((*parts)[part]);
-  }
-  return payloads;
-}
 } // namespace
 
 Declarer::Declarer(Node& node) : node_(node) {
@@ -41,13 +21,49 @@ Declarer::~Declarer() {
   node_.remove_task(*this);
 }
 
+std::vector<Endpoint> Declarer::addresses(const Served& served) const {
+  std::vector<Endpoint> addresses = served.addresses;
+  if (addresses.empty())
+    addresses.push_back(node_.status().observed.value_or(Endpoint::v4(kLoopback, 1)));
+  for (Endpoint& address : addresses)
+    address.port = served.tcp_port;
+  return addresses;
+}
+
+Result<std::map<Id, Buffer>> Declarer::encode_all(const Served& served) const {
+  std::map<std::string, Groups> prefixes;
+  for (const Expert& expert : served.experts) {
+    const size_t depth = expert.uid.coordinates.size();
+    DeclaredGroup& group = prefixes[expert.uid.prefix][{expert.schema_hash, depth}];
+    group.schema_hash = expert.schema_hash;
+    group.depth = depth;
+    group.experts.push_back(expert.uid.coordinates);
+  }
+  std::map<Id, Buffer> payloads;
+  for (const auto& [prefix, by_schema] : prefixes) {
+    std::vector<DeclaredGroup> groups;
+    std::vector<DeclaredGroup> in_levels;
+    for (const auto& [schema, group] : by_schema) {
+      groups.push_back(group);
+      if (needs_levels(group, served.grid_cells))
+        in_levels.push_back(group);
+    }
+    auto levels = encode_levels(prefix, node_.identity().public_key(), served.boot_id,
+                                addresses(served).front(), in_levels);
+    if (!levels)
+      return levels.error();
+    payloads.merge(*levels);
+    auto parts = encode_declaration(served.boot_id, std::move(groups));
+    if (!parts)
+      return Error{parts.error().code, "prefix '" + prefix + "': " + parts.error().message};
+    for (size_t part = 0; part < parts->size(); ++part)
+      payloads[declaration_key(prefix, static_cast<uint32_t>(part))] = std::move((*parts)[part]);
+  }
+  return payloads;
+}
+
 Buffer Declarer::server_payload() const {
-  ServerRecord server{served_.addresses, served_.boot_id, served_.version};
-  if (server.addresses.empty())
-    server.addresses.push_back(node_.status().observed.value_or(Endpoint::v4(kLoopback, 1)));
-  for (Endpoint& address : server.addresses)
-    address.port = served_.tcp_port;
-  return encode_server(server);
+  return encode_server({addresses(served_), served_.boot_id, served_.version});
 }
 
 // Milliseconds keep growing over restarts of the same identity without anything on disk.
@@ -88,6 +104,9 @@ void Declarer::on_timer(Time now, WallMs wall) {
   const auto jitter =
       static_cast<Duration>(node_.rng().below(static_cast<uint64_t>(served_.period) / 8 + 1));
   next_refresh_ = now + served_.period - jitter;
+  if (served_.addresses.empty()) // the one our peers see may be another one by now
+    if (auto payloads = encode_all(served_))
+      declared_ = std::move(*payloads);
   std::map<Id, Buffer> round = declared_;
   round[server_key(node_.identity().public_key())] = server_payload();
   start_round(now, wall, std::move(round), now + served_.period, nullptr);

@@ -24,6 +24,8 @@ public:
     std::string version;
     Duration period = 20 * kSecond;
     uint64_t expiry_ms = 60'000;
+    // Of the grid they belong to, if known: more than Limits::kGridExperts asks for level records.
+    std::optional<uint64_t> grid_cells = std::nullopt;
   };
   // Copies of the record that has fewest, our own included; at least 1 unless there was no time.
   using Done = std::function<void(size_t replicas)>;
@@ -60,6 +62,8 @@ private:
   void start_round(Time now, WallMs wall, std::map<Id, Buffer> payloads, Time deadline, Done done);
   void pump(Time now, WallMs wall);
   void on_stored(const Waiting& store, const StoreResult& result);
+  std::vector<Endpoint> addresses(const Served& served) const;
+  Result<std::map<Id, Buffer>> encode_all(const Served& served) const;
   Buffer server_payload() const;
   uint64_t next_seq(WallMs wall);
 

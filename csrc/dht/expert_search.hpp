@@ -31,6 +31,7 @@ public:
   // Leaves an owner out until `until`, or until it declares another boot id than `boot_id`.
   void suspect(Time now, const PublicKey& owner, std::optional<uint64_t> boot_id, Time until);
   void forgive(Time now, const PublicKey& owner);
+  bool is_suspect(const PublicKey& owner, uint64_t boot_id) const;
 
   // Who serves each uid; absent ones are null. Declarations read less than kFresh ago are not asked
   // for again.
@@ -70,7 +71,6 @@ private:
   void rebuild_prefix(const std::string& prefix);
   void rebuild(const Grid& grid, Watch& watch);
   void rebuild_all();
-  bool is_suspect(const PublicKey& owner, uint64_t boot_id) const;
   void refresh_all(Time now, WallMs wall, const std::vector<ExpertUid>& uids, Time deadline,
                    std::function<void()> done);
   std::optional<Found> find_one(const ExpertUid& uid) const;
