@@ -63,6 +63,7 @@ class Options:
     full: bool
     grpc: Side | None = None
     sides: list[Side] = field(default_factory=list)
+    dht_sides: list[Side] = field(default_factory=list)  # those that are, or have, a DHT; ours is the first
 
 
 def parse_options(description: str | None, arguments: Sequence[str] | None = None) -> Options:
@@ -77,6 +78,7 @@ def parse_options(description: str | None, arguments: Sequence[str] | None = Non
     parser.add_argument(
         "--original", nargs=2, metavar=("PYTHON", "CHECKOUT"), help="interpreter and checkout of the original"
     )
+    parser.add_argument("--kademlia", metavar="PYTHON", help="interpreter of an environment with bmuller's kademlia")
     parser.add_argument("--grpc", metavar="PYTHON", help="interpreter of an environment with grpcio")
     given = parser.parse_args(arguments)
     sides = [Side(OURS, "benchmarks.ours", sys.executable)]
@@ -85,8 +87,14 @@ def parse_options(description: str | None, arguments: Sequence[str] | None = Non
     if given.original:
         python, checkout = given.original
         sides.append(Side("original", "benchmarks.peers.original_side", python, (checkout,)))
+    dht_sides = [Side(OURS, "benchmarks.dht._swarm", sys.executable)]
+    if given.hivemind:
+        dht_sides.append(Side("hivemind", "benchmarks.peers.hivemind_dht", given.hivemind))
+    if given.kademlia:
+        dht_sides.append(Side("kademlia", "benchmarks.peers.kademlia_dht", given.kademlia))
     grpc = Side("gRPC", "benchmarks.peers.grpc_side", given.grpc) if given.grpc else None
-    return Options(given.quick, given.json, given.rounds or (3 if given.quick else 7), given.full, grpc, sides)
+    rounds = given.rounds or (3 if given.quick else 7)
+    return Options(given.quick, given.json, rounds, given.full, grpc, sides, dht_sides)
 
 
 @contextmanager

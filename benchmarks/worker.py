@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -118,6 +119,16 @@ class Worker:
                 raise WorkerError(f"{self.module} {work}: ended with status {self.process.returncode}")
         line, _, self._unread = self._unread.partition(b"\n")
         return line
+
+
+def raise_descriptors(needed: int) -> None:
+    """Let this process open so many descriptors more. Raises RuntimeError if its hard limit is lower."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = len(os.listdir("/dev/fd")) + needed
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise RuntimeError(f"{wanted} open files are needed, and this process may have {hard}: see `ulimit -Hn`")
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def answer_requests(side: Any) -> None:

@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias, overload
 from learning_at_home._network_arguments import record_name
 from learning_at_home._network_calls import TIMEOUT, NetworkCalls, awaited
 
+Consistency: TypeAlias = Literal["first", "quorum", "all"]
 Values: TypeAlias = list[tuple[bytes, bytes]]  # owner's public key and value, newest first
 
 
@@ -54,15 +55,42 @@ class RecordCalls(NetworkCalls):
         return await awaited(self.store(name, value, expiration, timeout, return_future=True))
 
     @overload
-    def get(self, name: str | bytes, timeout: float = ..., *, return_future: Literal[False] = ...) -> Values: ...
-    @overload
-    def get(self, name: str | bytes, timeout: float = ..., *, return_future: Literal[True]) -> Future[Values]: ...
     def get(
-        self, name: str | bytes, timeout: float = TIMEOUT, *, return_future: bool = False
+        self,
+        name: str | bytes,
+        timeout: float = ...,
+        *,
+        consistency: Consistency = ...,
+        return_future: Literal[False] = ...,
+    ) -> Values: ...
+    @overload
+    def get(
+        self,
+        name: str | bytes,
+        timeout: float = ...,
+        *,
+        consistency: Consistency = ...,
+        return_future: Literal[True],
+    ) -> Future[Values]: ...
+    def get(
+        self,
+        name: str | bytes,
+        timeout: float = TIMEOUT,
+        *,
+        consistency: Consistency = "first",
+        return_future: bool = False,
     ) -> Values | Future[Values]:
-        """The live values under a name, as (owner's public key, value), newest first."""
-        return self._result(self._running.get(record_name(name), timeout), list, return_future)
+        """The live values under a name, as (owner's public key, value), newest first.
 
-    async def aget(self, name: str | bytes, timeout: float = TIMEOUT) -> Values:
+        Args:
+            name: 1 to 1,024 bytes, or characters.
+            timeout: seconds; what was found until then is returned.
+            consistency: when that is enough. "first": one of the nodes that hold the name has told all it has; it may
+                have missed what was stored while it was away. "quorum": three have told the same. "all": every one
+                that answers has told.
+        """
+        return self._result(self._running.get(record_name(name), consistency, timeout), list, return_future)
+
+    async def aget(self, name: str | bytes, timeout: float = TIMEOUT, *, consistency: Consistency = "first") -> Values:
         """`get`, to await."""
-        return await awaited(self.get(name, timeout, return_future=True))
+        return await awaited(self.get(name, timeout, consistency=consistency, return_future=True))

@@ -153,6 +153,34 @@ def test_commands_print_how_others_join(start: Start, options: list[str], peer: 
     assert network.stdout.readline() == f"Join from Python: TesseractNetwork({python.format(port=port)})\n"
 
 
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def test_ping_and_status_look_at_a_running_network() -> None:
+    with lib.TesseractNetwork(port=0, host="127.0.0.1") as network:
+        peer = f"127.0.0.1:{network.port}"
+        network.declare_experts(["ffn.0.1", "ffn.1.1", "other.0"], "127.0.0.1", 4000)
+        done = run("ping", peer, "--count", "2")
+        assert done.returncode == 0, done.stderr
+        assert re.fullmatch(rf"({peer}: [0-9.]+ ms\n){{2}}", done.stdout)
+        done = run("status", "--peer", peer, "--prefix", "ffn", "--grid", "2x2")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "nodes known: 1\nour address as they see it: 127.0.0.1\nexperts alive: 2 of 4\n"
+        assert network.status()["peers"] == 0  # those who look are no part of it
+    done = run("ping", peer, "--count", "1", "--timeout", "0.2")
+    assert (done.returncode, done.stdout) == (1, f"{peer}: no answer\n")
+    done = run("status", "--peer", peer, "--timeout", "0.2")
+    assert (done.returncode, done.stdout) == (1, "nobody let us in within 0.2 s\n")
+
+
 def test_ends_with_its_parent(start: Start) -> None:
     network = start("network", "--port", "0", "--exit-with-parent")
     ready_line(network)

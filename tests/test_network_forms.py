@@ -61,6 +61,8 @@ def test_every_form_gives_the_same_results(join: Join, call: Call) -> None:
     assert call(second, "wait_ready", PATIENCE) is True
     assert call(second, "store", "name", b"value", 30.0) == 2
     assert call(first, "get", "name") == [(second.public_key, b"value")]
+    for consistency in ("first", "quorum", "all"):
+        assert call(first, "get", "name", consistency=consistency) == [(second.public_key, b"value")]
     assert call(first, "get", b"absent") == []
     assert 0 < call(second, "ping", HERE, first.port, timeout=5.0) < 5
     assert call(second, "declare_experts", ["ffn.0", "ffn.3"], HERE, 4000, boot_id=7) == 2
@@ -86,6 +88,7 @@ def test_every_form_waits_no_longer_than_it_may(join: Join, call: Call, silent: 
     [
         ("get", ("",), {}),
         ("get", ("name",), {"timeout": -1}),
+        ("get", ("name",), {"consistency": "most"}),
         ("store", ("name", b""), {}),
         ("declare_experts", (["ffn.01"], HERE, 4000), {}),
         ("declare_experts", (["ffn.1"], HERE, 0), {}),

@@ -112,6 +112,20 @@ def test_address_in_use_names_the_port(join: Join) -> None:
         lib.TesseractNetwork(host=HERE, port=taken, start=True)
 
 
+def test_too_many_open_files_are_named() -> None:
+    code = f"""
+import resource, learning_at_home as lib
+first = lib.TesseractNetwork(port=0, host="{HERE}", start=True)
+resource.setrlimit(resource.RLIMIT_NOFILE, (3, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+try:
+    lib.TesseractNetwork(port=0, host="{HERE}", start=True)
+except lib.errors.Overloaded as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=True)
+    assert "ulimit -n" in done.stdout
+
+
 def test_life_cycle() -> None:
     network = lib.TesseractNetwork(port=0, host=HERE)
     assert not network.is_running

@@ -131,7 +131,7 @@ void bind_network(py::module_& m) {
       .def_property_readonly("public_key", &Network::public_key)
       .def_property_readonly("closed", &Network::closed)
       .def("wait_ready", &Network::wait_ready, py::arg("timeout"))
-      .def("get", &Network::get, py::arg("name"), py::arg("timeout"))
+      .def("get", &Network::get, py::arg("name"), py::arg("consistency"), py::arg("timeout"))
       .def("store", &Network::store, py::arg("name"), py::arg("value"), py::arg("expiration"),
            py::arg("timeout"))
       .def("declare", &Network::declare, py::arg("uids"), py::arg("schema_hashes"),

@@ -27,8 +27,9 @@ public:
   std::shared_ptr<Answer> ping(const std::string& ip, int port, double timeout); // s or None
 
   // --- network_records.cpp
-  // [(owner's key, payload)], newest first.
-  std::shared_ptr<Answer> get(const pybind11::bytes& name, double timeout);
+  // [(owner's key, payload)], newest first. `consistency`: "first", "quorum" or "all".
+  std::shared_ptr<Answer> get(const pybind11::bytes& name, const std::string& consistency,
+                              double timeout);
   // The number of copies.
   std::shared_ptr<Answer> store(const pybind11::bytes& name, const pybind11::bytes& value,
                                 double expiration, double timeout);

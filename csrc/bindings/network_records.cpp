@@ -24,6 +24,17 @@ py::object newest_first(std::vector<dht::Record> found) {
   return records;
 }
 
+dht::Consistency consistency_from(const std::string& name) {
+  if (name == "first")
+    return dht::Consistency::kFirst;
+  if (name == "quorum")
+    return dht::Consistency::kQuorum;
+  if (name == "all")
+    return dht::Consistency::kAll;
+  raise_error({ErrorCode::kInvalidArgument,
+               "consistency: expected 'first', 'quorum' or 'all', got '" + name + "'"});
+}
+
 void check_value(std::string_view value, double expiration) {
   if (value.empty() || value.size() > Limits::kRecordPayloadBytes)
     raise_error({ErrorCode::kInvalidArgument, "value: expected 1 to " +
@@ -37,14 +48,17 @@ void check_value(std::string_view value, double expiration) {
 
 } // namespace
 
-std::shared_ptr<Answer> Network::get(const py::bytes& name, double timeout) {
+std::shared_ptr<Answer> Network::get(const py::bytes& name, const std::string& consistency,
+                                     double timeout) {
   const Duration allowed = seconds(timeout);
   auto answer = open<dht::GetResult>("get", allowed, [](dht::GetResult&& result) {
     return newest_first(std::move(result.records));
   });
-  post([=, key = user_key(name)](auto& core, Time now, WallMs wall) {
-    core.node.start_get(now, wall, key, now + allowed,
-                        [answer](dht::GetResult result) { answer->set(std::move(result)); });
+  post([=, key = user_key(name), enough = consistency_from(consistency)](auto& core, Time now,
+                                                                         WallMs wall) {
+    core.node.start_get(
+        now, wall, key, now + allowed,
+        [answer](dht::GetResult result) { answer->set(std::move(result)); }, enough);
   });
   return answer;
 }

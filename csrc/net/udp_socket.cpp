@@ -23,6 +23,10 @@ bool is_any(const Endpoint& endpoint) {
 }
 
 Error bind_error(const Endpoint& bind, int code) {
+  if (code == EMFILE || code == ENFILE)
+    return {ErrorCode::kOverloaded,
+            "cannot open a UDP socket: " + std::string(std::strerror(code)) +
+                "; see `ulimit -n` for how many this process may have"};
   return {ErrorCode::kInvalidArgument,
           "cannot listen on UDP " + bind.text() + ": " + std::strerror(code)};
 }

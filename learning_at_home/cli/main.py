@@ -1,6 +1,6 @@
-"""``learning-at-home``: run a node of the network or serve experts, without writing Python.
+"""``learning-at-home``: run a node of the network, serve experts, or look at a network, without writing Python.
 
-Both long-running commands print one line to stdout when they are up, ``READY network HOST:PORT`` or
+The two commands that go on running print one line to stdout when they are up, ``READY network HOST:PORT`` or
 ``READY server HOST:PORT experts=N``, then two that say how others join this node, and end with status 0 on SIGINT
 and SIGTERM.
 """
@@ -8,6 +8,7 @@ and SIGTERM.
 from __future__ import annotations
 
 import importlib.util
+import math
 import platform
 import sys
 from collections.abc import Callable
@@ -116,6 +117,48 @@ def server(
             announce and serving.announce,
         )
         lifetime.wait()
+
+
+@app.command()
+def ping(
+    peer: options.Peer,
+    count: options.PingCount = 4,
+    timeout: options.PingTimeout = 2.0,
+) -> None:
+    """Measure the round trip to a node of the network. Status 1 if it never answers."""
+    ((host, port),) = options.parse_peers([peer])
+    answered = 0
+    with lib.TesseractNetwork(port=0, client_mode=True) as node:
+        for _ in range(count):
+            round_trip = node.ping(host, port, timeout)
+            answered += round_trip is not None
+            typer.echo(f"{peer}: " + ("no answer" if round_trip is None else f"{1e3 * round_trip:.2f} ms"))
+    if not answered:
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(
+    peer: options.Peers,
+    prefix: options.Prefix = "expert",
+    grid: options.StatusGrid = "",
+    timeout: options.JoinTimeout = 10.0,
+) -> None:
+    """Join as a client, and say what can be seen from here: nodes, our address, experts alive. Status 1: not let in."""
+    peers, sizes = options.parse_peers(peer), options.parse_grid(grid) if grid else []
+    with lib.TesseractNetwork(*peers, port=0, client_mode=True) as node:
+        if not node.wait_ready(timeout):
+            typer.echo(f"nobody let us in within {timeout:g} s")
+            raise typer.Exit(1)
+        alive = None
+        if sizes:
+            node.wait_alive(prefix, sizes, timeout=timeout)
+            alive = len(node.alive(prefix, sizes)[1])
+        seen = node.status()
+    typer.echo(f"nodes known: {seen['peers']}")
+    typer.echo(f"our address as they see it: {seen['observed'] or 'not told'}")
+    if alive is not None:
+        typer.echo(f"experts alive: {alive} of {math.prod(sizes)}")
 
 
 @app.command()

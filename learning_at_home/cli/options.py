@@ -22,6 +22,10 @@ class OptimizerKind(str, Enum):
 Peers = Annotated[
     list[str], typer.Option("--peer", metavar="HOST:PORT", help="A running node to join; may be repeated.")
 ]
+Peer = Annotated[str, typer.Argument(metavar="HOST:PORT", help="A running node.")]
+PingCount = Annotated[int, typer.Option(min=1, help="How often to ask.")]
+PingTimeout = Annotated[float, typer.Option(min=0.001, max=3600, help="Seconds to wait for each answer.")]
+JoinTimeout = Annotated[float, typer.Option(min=0.001, max=3600, help="Seconds to wait for the network.")]
 UdpPort = Annotated[int, typer.Option(min=0, max=65535, help="UDP port of the node; 0 picks a free one.")]
 TcpPort = Annotated[int, typer.Option(min=0, max=65535, help="TCP port for calls; 0 picks a free one.")]
 Host = Annotated[str, typer.Option(help="Address to listen on.")]
@@ -35,6 +39,7 @@ ExitWithParent = Annotated[
 Hidden = Annotated[int, typer.Option(min=1, help="Width of the experts' inputs and outputs.")]
 Prefix = Annotated[str, typer.Option(help="First part of every uid.")]
 Grid = Annotated[str, typer.Option(help="Sizes of the prefix's grid, such as 32 or 8x8.")]
+StatusGrid = Annotated[str, typer.Option("--grid", help="Also count the experts of the prefix's grid, such as 8x8.")]
 Experts = Annotated[
     str, typer.Option(help="Grid cells START:STOP in row-major order, or uids with commas. Default: all.")
 ]
