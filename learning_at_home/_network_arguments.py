@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -52,6 +53,14 @@ def schema_hash_of(schema_hashes: Mapping[str, int] | None, uid: str) -> int:
     if not 0 <= value < 2**64:
         raise InvalidArgument(f"schema_hashes: expected 64 bits for uid {uid!r}, got {value}")
     return value
+
+
+def grid_size_of(argument: str, grid: Sequence[int]) -> list[int]:
+    """Sizes of a grid's axes, of a grid that may be too large for an alive map."""
+    sizes = [int(size) for size in grid]
+    if not 1 <= len(sizes) <= 8 or min(sizes) < 1 or max(sizes) > 65536 or math.prod(sizes) > 2**62:
+        raise InvalidArgument(f"{argument}: expected 1 to 8 sizes of 1 to 65536, at most 2**62 cells, got {sizes}")
+    return sizes
 
 
 def record_name(name: str | bytes) -> bytes:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, overload
 
-from learning_at_home._network_arguments import checked_port, resolved, schema_hash_of, uid_list
+from learning_at_home._network_arguments import checked_port, grid_size_of, resolved, schema_hash_of, uid_list
 from learning_at_home._network_calls import TIMEOUT, NetworkCalls, awaited
 from learning_at_home.errors import InvalidArgument
 
@@ -60,6 +61,7 @@ class ExpertCalls(NetworkCalls):
         boot_id: int = ...,
         update_period: float = ...,
         expiration: float | None = ...,
+        grid_size: Sequence[int] | None = ...,
         timeout: float = ...,
         return_future: Literal[False] = ...,
     ) -> int: ...
@@ -75,6 +77,7 @@ class ExpertCalls(NetworkCalls):
         boot_id: int = ...,
         update_period: float = ...,
         expiration: float | None = ...,
+        grid_size: Sequence[int] | None = ...,
         timeout: float = ...,
         return_future: Literal[True],
     ) -> Future[int]: ...
@@ -89,6 +92,7 @@ class ExpertCalls(NetworkCalls):
         boot_id: int = 1,
         update_period: float = UPDATE_PERIOD,
         expiration: float | None = None,
+        grid_size: Sequence[int] | None = None,
         timeout: float = TIMEOUT,
         return_future: bool = False,
     ) -> int | Future[int]:
@@ -104,6 +108,9 @@ class ExpertCalls(NetworkCalls):
             schema_hashes: 64-bit hash of each uid's schema; trainers use what most of a prefix declares.
             boot_id: of this incarnation of the server.
             update_period, expiration: seconds; three periods by default, 600 at most.
+            grid_size: of the grid they belong to. Grids of more than 65536 experts are searched by beam
+                (`find_best_experts`), for which servers keep further records: one for each leading tuple of
+                coordinates they serve experts of. None: the grid reaches as far as these experts do.
             timeout: seconds for the first round of stores.
 
         Returns:
@@ -125,6 +132,7 @@ class ExpertCalls(NetworkCalls):
             boot_id,
             update_period,
             expiry,
+            None if grid_size is None else math.prod(grid_size_of("grid_size", grid_size)),
             min(limit, _JOIN_TIMEOUT),
             limit,
         )

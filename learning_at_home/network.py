@@ -16,12 +16,21 @@ from learning_at_home._network_arguments import (
     parse_announce,
     resolved,
 )
+from learning_at_home._network_beam import BeamCalls, BestExperts
 from learning_at_home._network_calls import awaited
 from learning_at_home._network_experts import EXPIRATION, UPDATE_PERIOD, AliveExpert, ExpertCalls
 from learning_at_home._network_records import RecordCalls
 from learning_at_home.errors import InvalidArgument
 
-__all__ = ["EXPIRATION", "NETWORK_ID", "UPDATE_PERIOD", "AliveExpert", "NetworkStatus", "TesseractNetwork"]
+__all__ = [
+    "EXPIRATION",
+    "NETWORK_ID",
+    "UPDATE_PERIOD",
+    "AliveExpert",
+    "BestExperts",
+    "NetworkStatus",
+    "TesseractNetwork",
+]
 
 NETWORK_ID = "learning_at_home"
 
@@ -45,7 +54,7 @@ class NetworkStatus(TypedDict):
     open_calls: int  # of this program, waiting for answers
 
 
-class TesseractNetwork(RecordCalls, ExpertCalls):
+class TesseractNetwork(RecordCalls, ExpertCalls, BeamCalls):
     """A node of the network: a Kademlia DHT over UDP, in this process, on its one network thread.
 
     Every node stores signed records for others. Servers declare their experts, trainers find them. Starting

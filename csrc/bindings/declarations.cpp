@@ -22,7 +22,8 @@ std::vector<dht::ExpertUid> parse_uids(const std::vector<std::string>& uids, con
 dht::Declarer::Served served_from(const std::vector<std::string>& uids,
                                   const std::vector<uint64_t>& schema_hashes,
                                   const std::vector<std::string>& addresses, int tcp_port,
-                                  uint64_t boot_id, double period, double expiry) {
+                                  uint64_t boot_id, double period, double expiry,
+                                  std::optional<uint64_t> grid_cells) {
   if (schema_hashes.size() != uids.size())
     raise_error({ErrorCode::kInvalidArgument, "schema_hashes: expected one for each of " +
                                                   std::to_string(uids.size()) + " uids, got " +
@@ -49,6 +50,7 @@ dht::Declarer::Served served_from(const std::vector<std::string>& uids,
   served.version = "1";
   served.period = seconds(period);
   served.expiry_ms = static_cast<uint64_t>(expiry * 1e3);
+  served.grid_cells = grid_cells;
   return served;
 }
 

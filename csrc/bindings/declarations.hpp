@@ -14,6 +14,7 @@ std::vector<dht::ExpertUid> parse_uids(const std::vector<std::string>& uids, con
 dht::Declarer::Served served_from(const std::vector<std::string>& uids,
                                   const std::vector<uint64_t>& schema_hashes,
                                   const std::vector<std::string>& addresses, int tcp_port,
-                                  uint64_t boot_id, double period, double expiry);
+                                  uint64_t boot_id, double period, double expiry,
+                                  std::optional<uint64_t> grid_cells);
 
 } // namespace lah::bindings

@@ -136,7 +136,7 @@ void bind_network(py::module_& m) {
            py::arg("timeout"))
       .def("declare", &Network::declare, py::arg("uids"), py::arg("schema_hashes"),
            py::arg("addresses"), py::arg("tcp_port"), py::arg("boot_id"), py::arg("period"),
-           py::arg("expiry"), py::arg("join_timeout"), py::arg("timeout"))
+           py::arg("expiry"), py::arg("grid_cells"), py::arg("join_timeout"), py::arg("timeout"))
       .def("undeclare", &Network::undeclare, py::arg("timeout"))
       .def("find_experts", &Network::find_experts, py::arg("uids"), py::arg("timeout"))
       .def("first_k_active", &Network::first_k_active, py::arg("prefixes"), py::arg("k"),
@@ -150,6 +150,8 @@ void bind_network(py::module_& m) {
       .def("suspect", &Network::suspect, py::arg("public_key"), py::arg("boot_id"),
            py::arg("seconds"))
       .def("forgive", &Network::forgive, py::arg("public_key"))
+      .def("find_best_experts", &Network::find_best_experts, py::arg("prefix"), py::arg("grid"),
+           py::arg("scores"), py::arg("rows"), py::arg("k"), py::arg("beam"), py::arg("timeout"))
       .def("ping", &Network::ping, py::arg("ip"), py::arg("port"), py::arg("timeout"))
       .def("status", &Network::status)
       .def("close", &Network::close);

@@ -36,11 +36,10 @@ public:
 
   // --- network_experts.cpp
   // The number of copies. Waits up to `join_timeout` for a way into the network first.
-  std::shared_ptr<Answer> declare(const std::vector<std::string>& uids,
-                                  const std::vector<uint64_t>& schema_hashes,
-                                  const std::vector<std::string>& addresses, int tcp_port,
-                                  uint64_t boot_id, double period, double expiry,
-                                  double join_timeout, double timeout);
+  std::shared_ptr<Answer>
+  declare(const std::vector<std::string>& uids, const std::vector<uint64_t>& schema_hashes,
+          const std::vector<std::string>& addresses, int tcp_port, uint64_t boot_id, double period,
+          double expiry, std::optional<uint64_t> grid_cells, double join_timeout, double timeout);
   std::shared_ptr<Answer> undeclare(double timeout); // None
   // [(ip, port, key, boot id) or None], one for each uid.
   std::shared_ptr<Answer> find_experts(const std::vector<std::string>& uids, double timeout);
@@ -55,6 +54,13 @@ public:
                   double timeout);
   void suspect(const pybind11::bytes& key, std::optional<uint64_t> boot_id, double duration);
   void forgive(const pybind11::bytes& key);
+
+  // --- network_beam.cpp
+  // (experts, replicas by flat id, int32 [rows, k] indices into experts as bytes, declared, other
+  // schemas, unread) for float scores [rows, sum(grid)] at an address, copied before it returns.
+  std::shared_ptr<Answer> find_best_experts(const std::string& prefix,
+                                            const std::vector<int64_t>& grid, uintptr_t scores,
+                                            size_t rows, size_t k, size_t beam, double timeout);
 
 private:
   void check_running() const;

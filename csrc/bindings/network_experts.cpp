@@ -11,13 +11,14 @@ std::shared_ptr<Answer> Network::declare(const std::vector<std::string>& uids,
                                          const std::vector<uint64_t>& schema_hashes,
                                          const std::vector<std::string>& addresses, int tcp_port,
                                          uint64_t boot_id, double period, double expiry,
-                                         double join_timeout, double timeout) {
+                                         std::optional<uint64_t> grid_cells, double join_timeout,
+                                         double timeout) {
   const Duration joining = seconds(join_timeout);
   const Duration allowed = seconds(timeout);
   auto answer =
       open<size_t>("declare", joining + allowed, [](size_t copies) { return py::int_(copies); });
-  post([=, served = served_from(uids, schema_hashes, addresses, tcp_port, boot_id, period, expiry)](
-           auto& core, Time now, WallMs wall) {
+  post([=, served = served_from(uids, schema_hashes, addresses, tcp_port, boot_id, period, expiry,
+                                grid_cells)](auto& core, Time now, WallMs wall) {
     core.ready.wait(
         now, wall, now + joining, [&core, served, answer, allowed](Time then, WallMs at, bool) {
           auto started = core.declarer.declare(then, at, served, then + allowed,

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "dht/beam_search.hpp"
 #include "dht/declarer.hpp"
 #include "dht/expert_search.hpp"
 #include "dht/ready_waiters.hpp"
@@ -16,6 +17,8 @@ public:
     Core(dht::NodeConfig config, const crypto::Identity& owner, Rng& rng)
         : identity(owner), cipher(identity, config.network_id, rng),
           node(std::move(config), identity, cipher, rng), declarer(node), search(node),
+          beam(node,
+               [this](const auto& key, uint64_t boot) { return search.is_suspect(key, boot); }),
           ready(node) {}
 
     const crypto::Identity identity;
@@ -23,6 +26,7 @@ public:
     dht::Node node;
     dht::Declarer declarer;
     dht::ExpertSearch search;
+    dht::BeamSearch beam;
     dht::ReadyWaiters ready;
   };
   // `wall` is the node's.

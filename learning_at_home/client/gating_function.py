@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from learning_at_home import ops
-from learning_at_home.client.alive_experts import AliveExperts, AliveView
+from learning_at_home._network_arguments import grid_size_of
+from learning_at_home.client.alive_experts import AliveExperts, Choice
+from learning_at_home.client.beam_experts import BeamExperts
 from learning_at_home.client.codec import CodecArgument, CodecChoice
 from learning_at_home.client.fetch import export_gate
 from learning_at_home.client.gate_stats import GateStats
@@ -23,8 +25,8 @@ from learning_at_home.errors import InvalidArgument, LearningAtHomeError, NoExpe
 from learning_at_home.nested import nested_flatten, nested_pack
 from learning_at_home.nn.balance import add_gradient_of, balance_loss
 from learning_at_home.nn.local_mixture import LocalMixture, MakeExpert
-from learning_at_home.nn.router import checked_grid, full_precision
-from learning_at_home.ops.arguments import MAX_CHOICES
+from learning_at_home.nn.router import full_precision
+from learning_at_home.ops.arguments import MAX_CHOICES, MAX_EXPERTS
 from learning_at_home.schema import BatchTensorProto, ExpertSchema
 
 if TYPE_CHECKING:
@@ -43,7 +45,9 @@ class GatingFunction(nn.Module):
 
     Args:
         in_features: size of the last input dimension.
-        grid_size: sizes of the grid's axes, 1 to 8 of them, at most 65536 experts in all.
+        grid_size: sizes of the grid's axes, 1 to 8 of them, each at most 65536. Up to 65536 experts in all, the choice
+            is exact and among those in the network's alive map; beyond, it is `network.find_best_experts`'s, whose
+            servers must know the grid (`grid_size` of `TesseractServer`).
         network: a started `TesseractNetwork`.
         k_best: experts a token.
         uid_prefix: experts are `{uid_prefix}.{i1}.….{id}`.
@@ -97,7 +101,7 @@ class GatingFunction(nn.Module):
         codec: CodecArgument = "raw",
     ):
         super().__init__()
-        self.in_features, self.grid_size = int(in_features), checked_grid("grid_size", grid_size)
+        self.in_features, self.grid_size = int(in_features), tuple(grid_size_of("grid_size", grid_size))
         if not 1 <= k_best <= MAX_CHOICES:
             raise InvalidArgument(f"k_best: expected 1 to {MAX_CHOICES}, got {k_best}")
         for name, value in (("k_min", k_min), ("backward_k_min", backward_k_min)):
@@ -117,17 +121,18 @@ class GatingFunction(nn.Module):
         self.codec = CodecChoice.parse(codec)
         self.proj = nn.Linear(self.in_features, sum(self.grid_size))
         self.last_stats = GateStats()
-        self._alive: AliveExperts | None = None
+        self._alive: AliveExperts | BeamExperts | None = None
         self._schema: ExpertSchema | None = None
 
     @property
-    def alive(self) -> AliveExperts:
+    def alive(self) -> AliveExperts | BeamExperts:
         """The experts that may be chosen now. The first use waits for the network's first answer."""
         if self._alive is None:
             if not self.network.is_running:
                 self.network.start()
             transport = get_transport(self.network.identity)
-            self._alive = AliveExperts(self.network, transport, self.uid_prefix, self.grid_size)
+            kind = AliveExperts if math.prod(self.grid_size) <= MAX_EXPERTS else BeamExperts
+            self._alive = kind(self.network, transport, self.uid_prefix, self.grid_size)
             self._alive.wait(1, min(_FIRST_MAP_TIMEOUT, self.forward_waiting.timeout or _FIRST_MAP_TIMEOUT))
         return self._alive
 
@@ -153,16 +158,16 @@ class GatingFunction(nn.Module):
         lead, device = input.shape[:-1], input.device
         tokens = math.prod(lead)
         x_TH = input.reshape(tokens, self.in_features)
-        alive = self.alive.refresh()
-        self.last_stats = stats = GateStats(experts_alive=len(alive.experts))
-        schema = self._find_schema(alive, stats)
+        choice = self._choose(x_TH)
+        route = choice.route
+        self.last_stats = stats = GateStats(experts_alive=choice.alive)
+        schema = self._find_schema(choice, stats)
         flat = self._flat_inputs(schema, lead, tokens, (x_TH, *args), kwargs)
         if schema is None:  # nobody has told yet: outputs are as wide as inputs, as in every residual block
             proto = BatchTensorProto(self.in_features, dtype=input.dtype)
             schema = ExpertSchema((proto,), {}, proto, 1)
-        route = self._route(x_TH, alive)
         sent = [ops.dispatch(tensor, route.index, route.rank, route.offset) for tensor in flat]
-        plan = self._plan(route, sent[0][1], alive, schema, tokens, stats)
+        plan = self._plan(choice, sent[0][1], schema, tokens, stats)
         answers = remote_mixture(plan, [rows for rows, _ in sent])
         self._handle_empty(plan)
         outputs = [
@@ -184,9 +189,9 @@ class GatingFunction(nn.Module):
             k_best: the gate's own by default.
         """
         logits = torch.cat([scores.detach().float().cpu() for scores in grid_scores], dim=-1)
-        alive = self.alive.refresh()
-        route = ops.route_grid(logits, self.grid_size, k_best or self.k_best, alive=alive.bitmap)
-        return [[self.alive.expert(alive.experts[e]) for e in chosen if e >= 0] for chosen in route.index.tolist()]
+        choice = self.alive.choose(logits, k_best or self.k_best)
+        chosen = choice.route.index.tolist()
+        return [[self.alive.expert(choice.experts[e]) for e in row if e >= 0] for row in chosen]
 
     def export(
         self, path: str | Path | None = None, *, make_expert: MakeExpert | None = None, timeout: float = 60.0
@@ -207,28 +212,16 @@ class GatingFunction(nn.Module):
     def extra_repr(self) -> str:
         return f"grid_size={self.grid_size}, k_best={self.k_best}, uid_prefix={self.uid_prefix!r}"
 
-    def _route(self, x_TH: Tensor, alive: AliveView) -> ops.Route:
+    def _choose(self, x_TH: Tensor) -> Choice:
         logits = full_precision(self.proj, x_TH).cpu()
-        return ops.route_grid(
-            logits,
-            self.grid_size,
-            self.k_best,
-            alive=alive.bitmap,
-            want_stats=self.balance_weight > 0 and self.training and torch.is_grad_enabled(),
-        )
+        want_stats = self.balance_weight > 0 and self.training and torch.is_grad_enabled()
+        return self.alive.choose(logits, self.k_best, want_stats=want_stats)
 
-    def _plan(
-        self,
-        route: ops.Route,
-        source: Tensor,
-        alive: AliveView,
-        schema: ExpertSchema,
-        tokens: int,
-        stats: GateStats,
-    ) -> RemotePlan:
-        chosen = (route.offset[1:] > route.offset[:-1]).nonzero().flatten().tolist()
-        bounds = route.offset.tolist()
-        experts = [(alive.experts[flat_id], bounds[flat_id], bounds[flat_id + 1]) for flat_id in chosen]
+    def _plan(self, choice: Choice, source: Tensor, schema: ExpertSchema, tokens: int, stats: GateStats) -> RemotePlan:
+        offset = choice.route.offset
+        chosen = (offset[1:] > offset[:-1]).nonzero().flatten().tolist()
+        bounds = offset.tolist()
+        experts = [(choice.experts[e], bounds[e], bounds[e + 1]) for e in chosen]
         return RemotePlan(
             transport=self.alive.transport,
             schema=schema,
@@ -247,8 +240,8 @@ class GatingFunction(nn.Module):
             ok=torch.zeros(tokens * self.k_best, dtype=torch.bool),
         )
 
-    def _find_schema(self, alive: AliveView, stats: GateStats) -> ExpertSchema | None:
-        for address in alive.experts.values() if self._schema is None else ():
+    def _find_schema(self, choice: Choice, stats: GateStats) -> ExpertSchema | None:
+        for address in choice.experts.values() if self._schema is None else ():
             try:
                 self._schema = self.alive.transport.schema(address, self.forward_waiting.timeout)
                 break

@@ -9,14 +9,14 @@ import os
 import secrets
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from learning_at_home._net_thread import get_net_thread
-from learning_at_home._network_arguments import parse_announce
+from learning_at_home._network_arguments import grid_size_of, parse_announce
 from learning_at_home.client.transport import resolve
 from learning_at_home.errors import InvalidArgument, LearningAtHomeError
 from learning_at_home.runtime.expert_backend import ExpertBackend
@@ -47,6 +47,8 @@ class TesseractServer:
         addr: the address to listen on and to announce. A wildcard ("0.0.0.0") needs `announce`.
         port: TCP, and UDP for callers that ask for the server's key; 0 picks one (see the `port` attribute).
         update_period: seconds between declarations; they expire after three periods.
+        grid_size: of the grid that the experts belong to; needed if it has more than 65536 cells, see
+            `TesseractNetwork.declare_experts`.
         announce: the address that trainers are told, where it differs from `addr`: "host", or with forwarded ports
             "host:port" or "[::1]:port" (forward the same UDP port too if trainers know nothing but the address).
         insecure: listen without encryption; loopback addresses only, and no network: whom the network tells of a
@@ -78,6 +80,7 @@ class TesseractServer:
         update_period: float = 20.0,
         start: bool = False,
         *,
+        grid_size: Sequence[int] | None = None,
         announce: str | None = None,
         insecure: bool = False,
         checkpoint_dir: str | Path | None = None,
@@ -108,6 +111,7 @@ class TesseractServer:
         host, self._announced_port = parse_announce(announce) if announce is not None else (self.addr, None)
         self.announce = resolve(host)
         self.network, self.insecure, self.update_period = network, insecure, update_period
+        self.grid_size = None if grid_size is None else grid_size_of("grid_size", grid_size)
         self.boot_id = secrets.randbits(63) | 1
         self.port = port
         self.runtime = TesseractRuntime(expert_backends, allow_fetch=allow_fetch, **runtime_kwargs)
@@ -260,6 +264,7 @@ class TesseractServer:
             schema_hashes=hashes,
             boot_id=self.boot_id,
             update_period=self.update_period,
+            grid_size=self.grid_size,
         )
 
     def _withdraw(self) -> None:
