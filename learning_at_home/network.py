@@ -20,6 +20,7 @@ from learning_at_home._network_beam import BeamCalls, BestExperts
 from learning_at_home._network_calls import awaited
 from learning_at_home._network_experts import EXPIRATION, UPDATE_PERIOD, AliveExpert, ExpertCalls
 from learning_at_home._network_records import RecordCalls
+from learning_at_home._state_file import StateFile
 from learning_at_home.errors import InvalidArgument
 
 __all__ = [
@@ -41,6 +42,9 @@ class NetworkStatus(TypedDict):
     peers: int  # in its routing table
     ready: bool  # let in once, or without peers to join
     isolated: bool  # nobody answers; it goes on looking for a way in
+    clock_offset_ms: int  # what this machine's clock lacks of the network's time; corrected by itself
+    reachability: str  # "public", "unreachable" (then read-only until that ends), or "unknown"
+    behind_nat: bool | None  # None until peers told where they see us
     observed: str | None  # our address as most peers see it
     packets_in: int
     packets_out: int
@@ -74,6 +78,9 @@ class TesseractNetwork(RecordCalls, ExpertCalls, BeamCalls):
             it can replace this node's records.
         client_mode: ask, but store nothing for others and enter nobody's routing table.
         network_id: nodes of different ids do not understand each other.
+        state_file: where the node keeps its contacts, its records and, unless `identity` is given, its key; written
+            every 5 minutes and at shutdown, readable by its owner alone. A restart comes back through those contacts
+            in one round trip. A damaged file is a RuntimeWarning and set aside as ``.bad``.
 
     Raises:
         InvalidArgument: a host that does not resolve, a port out of range or in use, a bad seed.
@@ -89,6 +96,7 @@ class TesseractNetwork(RecordCalls, ExpertCalls, BeamCalls):
         identity: bytes | None = None,
         client_mode: bool = False,
         network_id: str = NETWORK_ID,
+        state_file: str | os.PathLike[str] | None = None,
     ):
         if identity is not None and (not isinstance(identity, bytes) or len(identity) != 32):
             raise InvalidArgument("identity: expected a seed of 32 bytes, or None for a new one")
@@ -97,7 +105,11 @@ class TesseractNetwork(RecordCalls, ExpertCalls, BeamCalls):
         self._wanted_port = checked_port("port", port, lowest=0)
         self._host = resolved("host", host)
         self._peers = [checked_peer(peer) for peer in initial_peers]
-        self._seed = os.urandom(32) if identity is None else identity
+        self._state_file = None if state_file is None else StateFile(state_file, network_id)
+        saved = None if self._state_file is None else self._state_file.load()
+        self._state = None if saved is None else saved.state
+        self._keeps_identity = identity is None
+        self._seed = identity or (saved and saved.identity) or os.urandom(32)
         self._client_mode = client_mode
         self._network_id = network_id
         self._thread: Any = None
@@ -130,18 +142,27 @@ class TesseractNetwork(RecordCalls, ExpertCalls, BeamCalls):
                 peers,
                 self._network_id,
                 self._client_mode,
+                self._state,
             )
         except InvalidArgument as error:
             raise InvalidArgument(f"port: {error}; port=0 picks a free one") from None
+        if self._state_file is not None:
+            self._state_file.keep(self._saved_state)
 
     def shutdown(self) -> None:
         """Leave the network and free the port; experts declared here vanish as they expire."""
         self._closed = True
         core, self._core = self._core, None
         if core is not None:
+            state = None if self._state_file is None else core.save_state(self._seed if self._keeps_identity else None)
             core.close()
+            if self._state_file is not None:
+                self._state_file.close(state)
         self._dispatcher = None  # now that every call ended
         self._thread = None
+
+    def _saved_state(self) -> bytes:
+        return bytes(self._running.save_state(self._seed if self._keeps_identity else None))
 
     def __enter__(self) -> TesseractNetwork:
         self.start()

@@ -74,6 +74,7 @@ PYBIND11_MODULE(_core, m) {
   lah::bindings::bind_net_thread(m);
   lah::bindings::bind_answers(m);
   lah::bindings::bind_network(m);
+  lah::bindings::bind_network_state(m);
   lah::bindings::bind_hello(m);
   lah::bindings::bind_calls(m);
   lah::bindings::bind_batching(m);

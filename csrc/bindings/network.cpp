@@ -2,13 +2,16 @@
 
 #include <pybind11/stl.h>
 
+#include "net/local_addresses.hpp"
+
 namespace py = pybind11;
 
 namespace lah::bindings {
 
 Network::Network(NetThreadHandle& thread, const std::optional<py::bytes>& seed,
                  const std::string& host, int port, const Peers& initial_peers,
-                 const std::string& network_id, bool client_mode)
+                 const std::string& network_id, bool client_mode,
+                 const std::optional<py::bytes>& state)
     : owner_(getpid()) {
   net::SystemRng rng;
   const crypto::Identity identity = seed ? identity_from(*seed) : crypto::Identity::generate(rng);
@@ -18,8 +21,11 @@ Network::Network(NetThreadHandle& thread, const std::optional<py::bytes>& seed,
   if (config.seeds.size() > Limits::kSeeds)
     raise_error({ErrorCode::kInvalidArgument,
                  "initial_peers: at most " + std::to_string(Limits::kSeeds) + " are allowed"});
+  if (state)
+    config.state = value_or_raise(dht::decode_state(as_bytes(std::string_view(*state))));
   public_key_ = identity.public_key();
   const Endpoint bind = endpoint_from(host, port, "port");
+  config.local_addresses = net::local_addresses(bind.port);
   net::NetThread& net = thread.get();
   Result<std::unique_ptr<net::UdpDriver>> opened = [&] {
     const GilRelease release;
@@ -117,16 +123,20 @@ py::dict Network::status() {
   result["operations"] = status.operations;
   result["open_calls"] = calls_->count.load();
   result["observed"] = status.observed ? py::cast(status.observed->ip_text()) : py::none();
+  result["clock_offset_ms"] = status.clock_offset_ms;
+  constexpr std::array<const char*, 3> kReachability{"unknown", "public", "unreachable"};
+  result["reachability"] = kReachability[static_cast<size_t>(status.reachability)];
+  result["behind_nat"] = status.behind_nat ? py::cast(*status.behind_nat) : py::none();
   return result;
 }
 
 void bind_network(py::module_& m) {
   py::class_<Network>(m, "Network", "One DHT node on a UDP socket.")
       .def(py::init<NetThreadHandle&, const std::optional<py::bytes>&, const std::string&, int,
-                    const Peers&, const std::string&, bool>(),
+                    const Peers&, const std::string&, bool, const std::optional<py::bytes>&>(),
            py::keep_alive<1, 2>(), py::arg("net_thread"), py::arg("seed"), py::arg("host"),
            py::arg("port"), py::arg("initial_peers"), py::arg("network_id") = kNetworkId,
-           py::arg("client_mode") = false)
+           py::arg("client_mode") = false, py::arg("state") = py::none())
       .def_property_readonly("port", &Network::port)
       .def_property_readonly("public_key", &Network::public_key)
       .def_property_readonly("closed", &Network::closed)
@@ -154,6 +164,7 @@ void bind_network(py::module_& m) {
            py::arg("scores"), py::arg("rows"), py::arg("k"), py::arg("beam"), py::arg("timeout"))
       .def("ping", &Network::ping, py::arg("ip"), py::arg("port"), py::arg("timeout"))
       .def("status", &Network::status)
+      .def("save_state", &Network::save_state, py::arg("seed"))
       .def("close", &Network::close);
 }
 

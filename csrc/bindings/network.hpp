@@ -13,7 +13,8 @@ class Network {
 public:
   Network(NetThreadHandle& thread, const std::optional<pybind11::bytes>& seed,
           const std::string& host, int port, const Peers& initial_peers,
-          const std::string& network_id, bool client_mode);
+          const std::string& network_id, bool client_mode,
+          const std::optional<pybind11::bytes>& state);
   ~Network();
   Network(const Network&) = delete;
   Network& operator=(const Network&) = delete;
@@ -23,7 +24,9 @@ public:
   uint16_t port() const { return port_; }
   pybind11::bytes public_key() const { return to_bytes(public_key_); }
   pybind11::dict status();
-  std::shared_ptr<Answer> wait_ready(double timeout);                            // bool
+  // What a later Network takes as `state`; with the seed inside if one is given.
+  pybind11::bytes save_state(const std::optional<pybind11::bytes>& seed); // network_state.cpp
+  std::shared_ptr<Answer> wait_ready(double timeout);                     // bool
   std::shared_ptr<Answer> ping(const std::string& ip, int port, double timeout); // s or None
 
   // --- network_records.cpp

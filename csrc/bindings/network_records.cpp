@@ -73,7 +73,7 @@ std::shared_ptr<Answer> Network::store(const py::bytes& name, const py::bytes& v
   auto answer = open<size_t>("store", allowed, [](size_t copies) { return py::int_(copies); });
   post([this, answer, allowed, lifetime_ms, key = user_key(name),
         payload = Buffer(bytes.begin(), bytes.end())](auto& core, Time now, WallMs wall) {
-    last_seq_ = std::max(last_seq_ + 1, wall);
+    last_seq_ = std::max(last_seq_ + 1, core.node.next_seq());
     core.node.start_store(
         now, wall, core.node.sign(key, last_seq_, wall + lifetime_ms, payload), now + allowed,
         [answer](const dht::StoreResult& result) { answer->set(result.replicas + 1); });
