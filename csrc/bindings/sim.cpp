@@ -75,17 +75,17 @@ public:
   }
 
   py::tuple store(size_t node, const py::bytes& name, const py::bytes& value, double expiration) {
-    net_.node(check(node)).set_time(net_.now(), net_.wall(node));
-    const WallMs wall = net_.node(node).wall();
+    const WallMs wall = net_.network_wall(check(node));
     const std::string_view text = value;
     if (text.empty() || text.size() > Limits::kRecordPayloadBytes)
       raise_error({ErrorCode::kInvalidArgument, "value: expected 1 to " +
                                                     std::to_string(Limits::kRecordPayloadBytes) +
                                                     " bytes, got " + std::to_string(text.size())});
     const ByteView bytes = as_bytes(text);
-    const dht::Record record = net_.node(node).sign(
-        key_of(name), wall, wall + static_cast<WallMs>(seconds(expiration) / kMillisecond),
-        {bytes.begin(), bytes.end()});
+    const dht::Record record =
+        net_.node(node).sign(key_of(name), net_.node(node).next_seq(),
+                             wall + static_cast<WallMs>(seconds(expiration) / kMillisecond),
+                             {bytes.begin(), bytes.end()});
     const Time began = net_.now();
     const dht::StoreResult result = net_.store(node, record);
     return py::make_tuple(result.replicas, elapsed(began));

@@ -31,8 +31,9 @@ FaultPlan FaultPlan::draw(Rng& rng, Time begin, Time end) {
   FaultPlan plan{};
   plan.links = draw_links(rng);
   plan.half_life = 600 * kSecond;
-  plan.skewed = 0.0;
+  plan.skewed = 0.1;
   plan.skew_ms_most = 300'000;
+  plan.hidden = 0.1;
 
   const Time last = end - 120 * kSecond;
   plan.faults.push_back({between(rng, begin, begin + 60 * kSecond), Fault::Kind::kDeath, 0.2});

@@ -27,6 +27,7 @@ struct FaultPlan {
   Duration half_life;        // of nodes; each that leaves is replaced by a new one
   double skewed;             // share of nodes whose clocks are wrong
   int64_t skew_ms_most;      // by up to so much, either way
+  double hidden;             // share of nodes behind a NAT, of a random class
   Fault partition;           // of the whole network, once
   std::vector<Fault> faults; // all others, in order of time
 

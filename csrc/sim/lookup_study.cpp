@@ -100,7 +100,7 @@ void LookupStudy::store_records() {
   const Buffer payload(100, std::byte{1});
   result_.stores = in_waves("stores", options_.lookups, [&](size_t asker, size_t, Done done) {
     dht::Node& node = net_.node(asker);
-    const WallMs wall = net_.wall(asker);
+    const WallMs wall = net_.network_wall(asker);
     keys_.push_back(random_key());
     node.start_store(net_.now(), wall, node.sign(keys_.back(), wall, wall + kLifetimeMs, payload),
                      net_.now() + kPatience, [done](const dht::StoreResult&) { done(); });
@@ -120,7 +120,7 @@ double LookupStudy::true_replicas(const dht::Id& key) {
   size_t holding = 0;
   for (size_t i = 0; i < count; ++i) {
     const size_t node = nodes[i].second;
-    holding += !net_.node(node).storage().get(key, net_.wall(node)).empty();
+    holding += !net_.node(node).storage().get(key, net_.network_wall(node)).empty();
   }
   return static_cast<double>(holding) / static_cast<double>(count);
 }
@@ -138,10 +138,10 @@ void LookupStudy::get_records() {
     // Neither of its own nor one that this node happens to hold, and never the same one again.
     dht::Node& node = net_.node(asker);
     next += 1;
-    while (!node.storage().get(keys_[next % keys_.size()], net_.wall(asker)).empty())
+    while (!node.storage().get(keys_[next % keys_.size()], net_.network_wall(asker)).empty())
       ++next;
     node.start_get(
-        net_.now(), net_.wall(asker), keys_[next % keys_.size()], net_.now() + kPatience,
+        net_.now(), net_.network_wall(asker), keys_[next % keys_.size()], net_.now() + kPatience,
         [this, done](const dht::GetResult& got) {
           result_.found += !got.records.empty();
           done();
@@ -153,7 +153,7 @@ void LookupStudy::get_records() {
 
 void LookupStudy::find_closest() {
   result_.closests = in_waves("closest", options_.lookups, [&](size_t asker, size_t, Done done) {
-    net_.node(asker).start_lookup(net_.now(), net_.wall(asker), random_key(),
+    net_.node(asker).start_lookup(net_.now(), net_.network_wall(asker), random_key(),
                                   net_.now() + kPatience, [done](size_t) { done(); });
   });
 }

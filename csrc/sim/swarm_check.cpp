@@ -13,13 +13,14 @@ constexpr Duration kGrowth = 60 * kSecond;   // all nodes have started
 constexpr Duration kSettled = 90 * kSecond;  // and have found each other: from here on we ask
 constexpr Duration kHealed = 60 * kSecond;   // after a partition ends
 constexpr Duration kNewcomer = 30 * kSecond; // a node this young asks nothing yet
+constexpr size_t kFirstNodes = 5;            // are behind no NAT: somebody must be found
 constexpr size_t kNodesPerOwner = 10;
 constexpr uint64_t kLifetimeMs = 60'000;
 constexpr Duration kRefresh = 20 * kSecond;
 constexpr Duration kAskEvery = milliseconds(200);
 constexpr Duration kPatience = 10 * kSecond; // deadline of one operation
 // Clocks are estimated from one's peers; a record may outlive its end by what that estimate errs.
-constexpr uint64_t kClockErrorMs = 2'000;
+constexpr uint64_t kClockErrorMs = 2'500;
 constexpr size_t kOperationsMost = 64;
 constexpr double kBytesPerSecondMost = 4'096;
 constexpr size_t kViolationsKept = 8;
@@ -104,6 +105,12 @@ void SwarmCheck::birth() {
     node.clock_skew_ms =
         static_cast<int64_t>(rng_.below(2 * static_cast<uint64_t>(plan_.skew_ms_most))) -
         plan_.skew_ms_most;
+  if (alive_.size() >= kFirstNodes && chance(rng_, plan_.hidden)) {
+    constexpr std::array kKinds{NatKind::kFullCone, NatKind::kAddressRestricted,
+                                NatKind::kPortRestricted, NatKind::kSymmetric};
+    node.nat = kKinds[rng_.below(kKinds.size())];
+    node.nat_timeout = 30 * kSecond + static_cast<Duration>(rng_.below(90 * kSecond));
+  }
   const size_t index = net_.add(node);
   peers_.push_back({net_.now(), false, partitioned_ && chance(rng_, plan_.partition.share)});
   alive_.push_back(index);
@@ -186,12 +193,11 @@ void SwarmCheck::refresh(size_t record) {
   if (!well(owner))
     return;
   dht::Node& node = net_.node(owner);
-  node.set_time(net_.now(), net_.wall(owner));
-  const WallMs wall = node.wall();
+  const WallMs wall = net_.network_wall(owner);
   const Buffer payload(24, static_cast<std::byte>(record));
   records_[record].expiry_ms = true_wall() + kLifetimeMs;
-  node.start_store(net_.now(), net_.wall(owner),
-                   node.sign(key_of(record), wall, wall + kLifetimeMs, payload),
+  node.start_store(net_.now(), wall,
+                   node.sign(key_of(record), node.next_seq(), wall + kLifetimeMs, payload),
                    net_.now() + kPatience, [this, record](const dht::StoreResult& result) {
                      report_.refused += result.replicas == 0;
                      if (result.replicas > 0)
@@ -211,7 +217,7 @@ void SwarmCheck::ask() {
   const bool owed = whole() && well(owned.owner) && owned.stored_at >= 0 &&
                     net_.now() - owned.stored_at < 2 * kRefresh;
   net_.node(asker).start_get(
-      net_.now(), net_.wall(asker), key_of(record), net_.now() + kPatience,
+      net_.now(), net_.network_wall(asker), key_of(record), net_.now() + kPatience,
       [this, record, owed](const dht::GetResult& result) { judge(record, owed, result); });
   net_.collect(asker);
 }

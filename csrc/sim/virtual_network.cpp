@@ -103,6 +103,11 @@ WallMs VirtualNetwork::wall(size_t index) const {
          static_cast<WallMs>(hosts_[index]->clock_skew_ms);
 }
 
+WallMs VirtualNetwork::network_wall(size_t index) {
+  node(index).set_time(now_, wall(index));
+  return node(index).wall();
+}
+
 // --- datagrams -----------------------------------------------------------------------------------
 
 std::optional<size_t> VirtualNetwork::host_at(const Endpoint& endpoint) const {
@@ -235,8 +240,7 @@ bool VirtualNetwork::run_until(Time limit, const std::function<bool()>& done) {
 
 dht::GetResult VirtualNetwork::get(size_t index, const dht::Id& key, Duration limit) {
   std::optional<dht::GetResult> result;
-  node(index).set_time(now_, wall(index));
-  node(index).start_get(now_, node(index).wall(), key, now_ + limit,
+  node(index).start_get(now_, network_wall(index), key, now_ + limit,
                         [&](dht::GetResult got) { result = std::move(got); });
   collect(index);
   run_until(now_ + limit + kSecond, [&] { return result.has_value(); });
@@ -246,8 +250,7 @@ dht::GetResult VirtualNetwork::get(size_t index, const dht::Id& key, Duration li
 
 dht::StoreResult VirtualNetwork::store(size_t index, const dht::Record& record, Duration limit) {
   std::optional<dht::StoreResult> result;
-  node(index).set_time(now_, wall(index));
-  node(index).start_store(now_, node(index).wall(), record, now_ + limit,
+  node(index).start_store(now_, network_wall(index), record, now_ + limit,
                           [&](const dht::StoreResult& stored) { result = stored; });
   collect(index);
   run_until(now_ + limit + kSecond, [&] { return result.has_value(); });

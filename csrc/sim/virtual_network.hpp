@@ -85,7 +85,9 @@ public:
   void acquaint(size_t index);
 
   Time now() const { return now_; }
-  WallMs wall(size_t index) const;
+  WallMs wall(size_t index) const; // as its machine's clock has it
+  // The network's time as the node has it, to be told in whatever is asked of the node now.
+  WallMs network_wall(size_t index);
   void run_for(Duration duration) {
     run_until(now_ + duration, [] { return false; });
   }
