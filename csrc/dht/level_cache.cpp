@@ -28,8 +28,9 @@ const LevelCache::Records* LevelCache::find(const LevelName& name) {
     return nullptr;
   Entry& entry = found->second;
   entry.used_at = node_.time();
+  const Duration absent = name.tuple.empty() ? kAbsentPrefix : kAbsent;
   const bool told = entry.read_at != kNever &&
-                    (entry.read_at + kAbsent > node_.time() || has_live(entry, node_.wall()));
+                    (entry.read_at + absent > node_.time() || has_live(entry, node_.wall()));
   return told ? &entry.records : nullptr;
 }
 

@@ -6,7 +6,8 @@
 namespace lah::dht {
 
 // The level records a trainer has read. Tuples that are used stay fresh in the background; a tuple
-// that held nothing is asked for again after kAbsent, and nobody but this node is told so.
+// that held nothing is asked for again after kAbsent, and nobody but this node is told so; that of
+// a whole prefix after kAbsentPrefix, so that its first experts are seen soon.
 class LevelCache final : public NodeTask {
 public:
   struct Held {
@@ -35,6 +36,7 @@ public:
   Time next_deadline() const override { return entries_.empty() ? kNever : next_tick_; }
 
   static constexpr Duration kAbsent = 5 * kSecond;
+  static constexpr Duration kAbsentPrefix = kSecond;
   static constexpr Duration kRefresh = 20 * kSecond; // as often as owners declare
   static constexpr Duration kHot = 60 * kSecond;     // a tuple unused for longer is let go
 
