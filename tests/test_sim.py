@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.dht import simulated_lookups
 from examples import simulate_swarm
 from learning_at_home.errors import InvalidArgument
 from learning_at_home.sim import Swarm, check_swarm, study_lookups
@@ -80,6 +81,12 @@ def test_a_study_measures_lookups_and_says_how_far_it_is() -> None:
     assert study.true_replicas == pytest.approx(1.0)
     assert {"nodes", "tables", "gets"} <= {what for what, _, _ in said}
     assert study.log_hash == study_lookups(200, rtt=0.1, lookups=50).log_hash
+
+
+def test_the_benchmark_makes_rows_of_a_study() -> None:
+    rows = simulated_lookups.rows_of("x", "RTT", study_lookups(100, rtt=0.1, lookups=20), 10)
+    assert [row.name for row in rows[:3]] == ["get, x, p50", "get, x, p95", "8 closest, x, p50"]
+    assert all(row.kind == "simulated" and row.ours == pytest.approx(round(row.ours)) for row in rows)
 
 
 def test_an_error_of_the_listener_ends_a_study() -> None:

@@ -2,8 +2,6 @@
 
 A get ends with the first replica that has the value; "8 closest" is the search a store begins with. --quick ends at
 2,000 nodes; the full run ends at 100,000, for which it needs about 8 GB.
-
-Bound: one round trip, to the nearest of eight replicas where regions differ, were every node known to every other.
 """
 
 from __future__ import annotations
