@@ -44,7 +44,7 @@ class RecordCalls(NetworkCalls):
         *,
         return_future: bool = False,
     ) -> int | Future[int]:
-        """Store 1 to 900 bytes under a name, signed by this node, for `expiration` seconds (at most 600).
+        """Store 1 to 750 bytes under a name, signed by this node, for `expiration` seconds (at most 600).
 
         A later value replaces this node's earlier one; other nodes keep theirs. Returns the number of copies.
         """

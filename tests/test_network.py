@@ -66,7 +66,7 @@ def test_record_expires(join: Join) -> None:
     [
         ("", b"x", 60),
         ("n", b"", 60),
-        ("n", b"x" * 901, 60),
+        ("n", b"x" * 751, 60),
         ("n", b"x", 601),
         ("n", b"x", 0),
         ("n", b"x", -1),

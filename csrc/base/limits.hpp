@@ -22,15 +22,25 @@ struct Limits {
 
   // --- DHT: one UDP datagram stays below every common path MTU -----------------------------------
   static constexpr size_t kDatagramBytes = 1200;
-  static constexpr size_t kRecordPayloadBytes = 900;
-  static constexpr size_t kCertificateBytes = 104; // of admission, in a message's header
+  static constexpr size_t kCertificateBytes = 72;    // of admission: an expiry and a signature
+  static constexpr size_t kRecordPayloadBytes = 750; // beside two certificates
   static constexpr size_t kFindContacts = 16;
   static constexpr size_t kStoredRecords = 65536;
   static constexpr size_t kStoredBytes = size_t{64} << 20;
   static constexpr size_t kRecordsPerKey = 4096;
-  static constexpr size_t kRecordsPerOwner = 4096; // bare uids take one record each
+  static constexpr size_t kBytesPerKey = size_t{512} << 10;
+  static constexpr size_t kRecordsPerOwner =
+      512; // in a large network few of an owner's are at one node
+  static constexpr size_t kBytesPerOwner = size_t{64} << 10;
+  static constexpr size_t kRecordsPerOwnerSmall = 4096; // a small one's node holds all bare uids
+  static constexpr size_t kBytesPerOwnerSmall = size_t{1} << 20;
+  static constexpr size_t kLargeNetwork = 160;               // nodes
+  static constexpr size_t kBytesPerSubnet = size_t{1} << 20; // of a /24 or /48 that stores
+  static constexpr size_t kRegionNodes = 40; // keys farther than so many nodes are not held
+  static constexpr size_t kRegionKnown = 20; // contacts without which no key is too far
   static constexpr uint64_t kRecordLifetimeMs = 600'000;
-  static constexpr size_t kSealKeyCache = 8192;
+  static constexpr size_t kSealKeyCache = 8192;  // keys shared with proven peers
+  static constexpr size_t kFreshSealKeys = 2048; // with others
   static constexpr size_t kAmplification = 3; // reply bytes per request byte to an unproven address
   static constexpr size_t kUnprovenRequest = 400; // requests without a token are padded to this
   static constexpr size_t kFindKeys = 8;          // keys of one FIND
@@ -55,7 +65,17 @@ struct Limits {
   static constexpr size_t kStateBytes = size_t{1} << 20;
   static constexpr size_t kClockSources = 64;      // networks whose clocks are compared with ours
   static constexpr size_t kClockVotes = 8;         // that a correction needs, our own included
-  static constexpr size_t kHellosPerSecond = 1000; // answered; each costs a signature
+  static constexpr size_t kHellosPerSecond = 1000; // answered by a server; each costs a signature
+  static constexpr size_t kNewcomersPerSecond =
+      1024; // packets of keys never met that are looked at
+  static constexpr size_t kNewcomersBurst = 2048;
+  static constexpr size_t kLocalNewcomersPerSecond = 512; // of one loopback or private address
+  static constexpr size_t kSubnetNewcomersPerSecond = 32; // of one /24 or /48
+  static constexpr size_t kSubnetNewcomersBurst = 256;
+  static constexpr size_t kNewcomersPerTurn = 4;   // of the network thread, before others' packets
+  static constexpr size_t kNewcomersWaiting = 256; // for their turn
+  static constexpr size_t kResultsPerSubnet = 2;   // contacts of one /24 or /48 in any result
+  static constexpr size_t kDiverseCandidates = 48; // closest contacts a result is picked from
   static constexpr size_t kGreetings = 16;         // strangers being asked to prove themselves
   static constexpr size_t kDeclarationParts = 256; // records of one owner and prefix
   static constexpr size_t kDeclaredExperts = 65536;

@@ -38,30 +38,30 @@ Result<Packet> parse_packet(ByteView datagram) {
 }
 
 PacketSealer::PacketSealer(const Identity& identity, std::string_view network_id, Rng& rng)
-    : identity_(identity), network_id_(network_id), rng_(rng) {}
+    : identity_(identity), network_id_(network_id), rng_(rng), keys_(rng) {}
 
-const PacketSealer::PairKey* PacketSealer::pair_key(const PublicKey& peer) {
-  if (const auto found = keys_.find(peer); found != keys_.end())
-    return &found->second;
+std::optional<PairKey> PacketSealer::agree(const PublicKey& peer) const {
   const Result<ExchangeKey> theirs = exchange_key(peer);
   ExchangeKey shared{};
   if (!theirs ||
       crypto_scalarmult(shared.data(), identity_.exchange_secret().data(), theirs->data()) != 0)
-    return nullptr;
+    return std::nullopt;
   PairKey key{};
   Buffer domain = statement_buffer("lah-dht-1");
   append(domain, as_bytes(network_id_));
   crypto_generichash(key.data(), key.size(), u8(ByteView(domain)), domain.size(), shared.data(),
                      shared.size());
-  if (keys_.size() >= Limits::kSealKeyCache)
-    keys_.clear();
-  return &keys_.emplace(peer, key).first->second;
+  return key;
 }
 
 Result<Buffer> PacketSealer::seal(const PublicKey& receiver, ByteView plaintext) {
-  const PairKey* key = pair_key(receiver);
-  if (key == nullptr)
-    return Error{ErrorCode::kInvalidArgument, "not an Ed25519 public key"};
+  const PairKey* key = keys_.find(receiver);
+  if (key == nullptr) {
+    const std::optional<PairKey> agreed = agree(receiver);
+    if (!agreed)
+      return Error{ErrorCode::kInvalidArgument, "not an Ed25519 public key"};
+    key = keys_.put(receiver, *agreed);
+  }
   if (plaintext.size() + kPacketOverhead > Limits::kDatagramBytes)
     return Error{ErrorCode::kInvalidArgument, "message does not fit one datagram"};
   std::array<uint8_t, 24> nonce{};
@@ -78,17 +78,26 @@ Result<Buffer> PacketSealer::seal(const PublicKey& receiver, ByteView plaintext)
 }
 
 Result<Buffer> PacketSealer::open(const Packet& packet) {
-  const PairKey* key = packet.sender == identity_.public_key() ? nullptr : pair_key(packet.sender);
-  if (packet.kind != PacketKind::kSealed || key == nullptr || packet.body.size() < 16)
+  if (packet.kind != PacketKind::kSealed || packet.body.size() < 16 ||
+      packet.sender == identity_.public_key())
     return Error{ErrorCode::kProtocol, "not a sealed packet for us"};
+  const PairKey* key = keys_.find(packet.sender);
+  std::optional<PairKey> agreed;
+  if (key == nullptr) {
+    agreed = agree(packet.sender);
+    if (!agreed)
+      return Error{ErrorCode::kProtocol, "not an Ed25519 public key"};
+  }
   std::array<uint8_t, 34> bound{kPacketVersion, static_cast<uint8_t>(packet.kind)};
   std::memcpy(bound.data() + 2, packet.sender.data(), packet.sender.size());
   Buffer plaintext(packet.body.size() - 16);
   unsigned long long written = 0;
   if (crypto_aead_xchacha20poly1305_ietf_decrypt(
           u8(MutableByteView(plaintext)), &written, nullptr, u8(packet.body), packet.body.size(),
-          bound.data(), bound.size(), packet.nonce.data(), key->data()) != 0)
+          bound.data(), bound.size(), packet.nonce.data(), (agreed ? *agreed : *key).data()) != 0)
     return Error{ErrorCode::kProtocol, "packet fails authentication"};
+  if (agreed) // only now: anybody can write any key on a packet
+    keys_.put(packet.sender, *agreed);
   return plaintext;
 }
 

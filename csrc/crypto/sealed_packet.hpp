@@ -5,10 +5,8 @@
 #pragma once
 
 #include <optional>
-#include <unordered_map>
 
-#include "base/limits.hpp"
-#include "crypto/identity.hpp"
+#include "crypto/pair_key_cache.hpp"
 
 namespace lah::crypto {
 
@@ -38,6 +36,10 @@ public:
 
   Result<Buffer> seal(const PublicKey& receiver, ByteView plaintext);
   Result<Buffer> open(const Packet& packet);
+  // Whether opening a packet of this peer costs no key agreement.
+  bool knows(const PublicKey& peer) { return keys_.find(peer) != nullptr; }
+  // The peer proved itself: its key is remembered apart from those of newcomers.
+  void keep(const PublicKey& peer) { keys_.keep(peer); }
 
   // A HELLO is as long as its reply, so it cannot be used to amplify.
   Buffer hello(std::array<uint8_t, 24>& nonce);
@@ -48,23 +50,14 @@ public:
   const Identity& identity() const { return identity_; }
 
 private:
-  using PairKey = std::array<uint8_t, 32>;
-  struct KeyHash {
-    size_t operator()(const PublicKey& key) const noexcept {
-      size_t value = 0;
-      std::memcpy(&value, key.data() + 8, sizeof(value));
-      return value;
-    }
-  };
-
-  const PairKey* pair_key(const PublicKey& peer);
+  std::optional<PairKey> agree(const PublicKey& peer) const;
   Buffer hello_statement(const PublicKey& asker, const PublicKey& answerer,
                          const std::array<uint8_t, 24>& nonce) const;
 
   const Identity& identity_;
   std::string network_id_;
   Rng& rng_;
-  std::unordered_map<PublicKey, PairKey, KeyHash> keys_; // cleared when full: a miss costs 30 us
+  PairKeyCache keys_;
 };
 
 } // namespace lah::crypto

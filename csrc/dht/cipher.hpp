@@ -11,6 +11,10 @@ public:
   virtual ~PacketCipher() = default;
   virtual Result<Buffer> seal(const crypto::PublicKey& receiver, ByteView plaintext) = 0;
   virtual Result<Buffer> open(const crypto::Packet& packet) = 0;
+  // Whether opening a packet of this peer is cheap.
+  virtual bool knows(const crypto::PublicKey& peer) = 0;
+  // The peer proved itself: no flood of newcomers makes us forget it.
+  virtual void keep(const crypto::PublicKey& peer) = 0;
   virtual Buffer hello(std::array<uint8_t, 24>& nonce) = 0;
   virtual Buffer hello_reply(const crypto::Packet& hello) = 0;
   virtual bool accept_hello_reply(const crypto::Packet& reply,
@@ -26,6 +30,8 @@ public:
     return sealer_.seal(receiver, plaintext);
   }
   Result<Buffer> open(const crypto::Packet& packet) override { return sealer_.open(packet); }
+  bool knows(const crypto::PublicKey& peer) override { return sealer_.knows(peer); }
+  void keep(const crypto::PublicKey& peer) override { sealer_.keep(peer); }
   Buffer hello(std::array<uint8_t, 24>& nonce) override { return sealer_.hello(nonce); }
   Buffer hello_reply(const crypto::Packet& hello) override { return sealer_.hello_reply(hello); }
   bool accept_hello_reply(const crypto::Packet& reply,

@@ -6,9 +6,10 @@ namespace lah::dht {
 
 Node::Node(NodeConfig config, const crypto::Identity& identity, PacketCipher& cipher, Rng& rng)
     : config_(std::move(config)), identity_(identity), cipher_(cipher), rng_(rng),
-      id_(node_id(identity.public_key(), puzzle_)), table_(id_), verifier_(config_.network_id),
-      tokens_(rng), responder_(storage_, table_, verifier_), hello_(cipher),
-      bootstrap_(config_.seeds), ready_(config_.seeds.empty() && config_.state.contacts.empty()),
+      id_(node_id(identity.public_key(), puzzle_)), table_(id_), storage_(id_),
+      verifier_(config_.network_id), tokens_(rng), responder_(id_, storage_, table_, verifier_),
+      hello_(cipher), bootstrap_(config_.seeds), newcomers_(rng),
+      ready_(config_.seeds.empty() && config_.state.contacts.empty()),
       last_seq_(config_.state.seq) {}
 
 // --- datagrams -----------------------------------------------------------------------------------
@@ -45,11 +46,25 @@ void Node::on_datagram(Time now, WallMs wall, const Endpoint& from, ByteView byt
     ++counters_.bad_packets;
     return;
   }
-  if (packet->kind == crypto::PacketKind::kSealed)
-    on_message(from, *packet, bytes.size());
-  else
-    on_hello(from, *packet);
+  const bool costly =
+      packet->kind == crypto::PacketKind::kHello ||
+      (packet->kind == crypto::PacketKind::kSealed && !cipher_.knows(packet->sender));
+  if (!costly || newcomers_.admit(now, from, bytes))
+    on_packet(from, *packet, bytes.size());
   settle();
+}
+
+void Node::run_newcomers() {
+  for (const Newcomers::Packet& waiting : newcomers_.take_due())
+    if (const auto packet = crypto::parse_packet(waiting.bytes))
+      on_packet(waiting.from, *packet, waiting.bytes.size());
+}
+
+void Node::on_packet(const Endpoint& from, const crypto::Packet& packet, size_t bytes) {
+  if (packet.kind == crypto::PacketKind::kSealed)
+    on_message(from, packet, bytes);
+  else
+    on_hello(from, packet);
 }
 
 void Node::on_hello(const Endpoint& from, const crypto::Packet& packet) {
@@ -58,12 +73,7 @@ void Node::on_hello(const Endpoint& from, const crypto::Packet& packet) {
       ++counters_.bad_packets;
     return;
   }
-  if (now_ - hello_window_ >= kSecond) {
-    hello_window_ = now_;
-    hellos_in_window_ = 0;
-  }
-  if (hellos_in_window_++ < Limits::kHellosPerSecond)
-    send(from, cipher_.hello_reply(packet));
+  send(from, cipher_.hello_reply(packet));
 }
 
 void Node::on_message(const Endpoint& from, const crypto::Packet& packet, size_t bytes) {
@@ -90,6 +100,8 @@ void Node::on_request(const Contact& from, const RequestMessage& message, size_t
   tokens_.rotate_if_due(now_, rng_);
   const std::optional<Token>& token = message.header.token;
   const bool proven = token && tokens_.accepts(*token, from.endpoint, from.key);
+  if (proven)
+    cipher_.keep(from.key);
   ++counters_.requests_answered;
   if (const auto* observe = std::get_if<ObserveRequest>(&message.body)) {
     if (const auto reply = on_observe(from, proven, *observe))
@@ -129,6 +141,7 @@ void Node::on_reply(const Contact& from, const ReplyMessage& message) {
     ++counters_.bad_packets;
     return;
   }
+  cipher_.keep(from.key);
   memory_.answered(from.key, now_ - request->sent_at, request->retransmitted);
   if (message.header.token)
     memory_.remember(from.key, *message.header.token);
@@ -203,7 +216,7 @@ void Node::start_store(Time now, WallMs wall, Record record, Time deadline,
                        StoreOperation::Done done) {
   resume(now, wall);
   // Our own copy makes a lone node find what it stored.
-  storage_.put(record, wall, verifier_);
+  storage_.put(record, std::nullopt, wall, verifier_);
   begin(std::make_unique<StoreOperation>(std::move(record), id_, std::move(done)), deadline);
 }
 
@@ -307,6 +320,7 @@ NodeStatus Node::status() const {
   status.ready = ready_;
   status.isolated = isolated();
   status.clock_offset_ms = clock_offset_.ms();
+  status.newcomers_refused = newcomers_.refused();
   status.records = storage_.records();
   status.operations = operations_.size() + parked_.size();
   status.reachability = reachability_.state();

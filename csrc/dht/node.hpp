@@ -9,6 +9,7 @@
 #include "dht/bootstrap.hpp"
 #include "dht/clock_offset.hpp"
 #include "dht/hello.hpp"
+#include "dht/newcomer_gate.hpp"
 #include "dht/node_state.hpp"
 #include "dht/operation.hpp"
 #include "dht/peer_memory.hpp"
@@ -35,10 +36,11 @@ struct NodeStatus {
   uint64_t bytes_out = 0;
   uint64_t bad_packets = 0; // malformed, not for us, or of another network
   uint64_t requests_answered = 0;
-  uint64_t requests_failed = 0; // ours, never answered
-  size_t records = 0;           // held
-  size_t operations = 0;        // open
-  int64_t clock_offset_ms = 0;  // what our machine's clock lacks of the network's time
+  uint64_t requests_failed = 0;   // ours, never answered
+  uint64_t newcomers_refused = 0; // packets of unknown keys, one too many
+  size_t records = 0;             // held
+  size_t operations = 0;          // open
+  int64_t clock_offset_ms = 0;    // what our machine's clock lacks of the network's time
   Reachability::State reachability = Reachability::State::kUnknown;
   std::optional<bool> behind_nat;   // once peers told where they see us
   std::optional<Endpoint> observed; // our address as most peers see it; the port is the UDP one
@@ -122,6 +124,7 @@ private:
   void send(const Endpoint& to, Buffer bytes);
 
   // node.cpp: what datagrams do
+  void on_packet(const Endpoint& from, const crypto::Packet& packet, size_t bytes);
   void on_hello(const Endpoint& from, const crypto::Packet& packet);
   void on_message(const Endpoint& from, const crypto::Packet& packet, size_t bytes);
   void on_request(const Contact& from, const RequestMessage& message, size_t bytes);
@@ -152,6 +155,7 @@ private:
                                       const std::function<bool(const Contact&)>& fits);
 
   // node_upkeep.cpp: what time does
+  void run_newcomers();
   void run_requests();
   void run_bootstrap();
   void run_tick();
@@ -184,6 +188,7 @@ private:
   PendingRequests pending_;
   HelloExchange hello_;
   Bootstrap bootstrap_;
+  Newcomers newcomers_;
 
   Operations operations_;
   std::set<std::pair<Time, OpId>> deadlines_;
@@ -211,8 +216,6 @@ private:
   Time next_lost_check_ = 0;
   Time observe_window_ = 0;
   size_t observes_in_window_ = 0;
-  Time hello_window_ = 0;
-  size_t hellos_in_window_ = 0;
 };
 
 } // namespace lah::dht

@@ -34,7 +34,7 @@ void Node::recall() {
   const NodeState state = std::exchange(config_.state, {});
   for (const Record& record : state.records)
     if (record.owner == identity_.public_key())
-      storage_.put(record, wall_, verifier_);
+      storage_.put(record, std::nullopt, wall_, verifier_);
   std::vector<Endpoint> addresses;
   for (const NodeState::Known& known : state.contacts) {
     if (known.contact.id == id_ || !is_sendable(known.contact.endpoint))

@@ -16,6 +16,7 @@ constexpr size_t kRememberedPeers = 16;
 
 void Node::on_timer(Time now, WallMs wall) {
   set_time(now, wall);
+  run_newcomers();
   run_requests();
   hello_.on_timer(now, outbox_);
   while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
@@ -44,7 +45,7 @@ void Node::on_timer(Time now, WallMs wall) {
 }
 
 Time Node::next_deadline() const {
-  if (!finished_.empty())
+  if (!finished_.empty() || newcomers_.waiting())
     return now_;
   Time next = std::min({next_tick_, pending_.next_deadline(), hello_.next_deadline()});
   if (!deadlines_.empty())

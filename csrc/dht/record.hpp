@@ -37,8 +37,10 @@ enum class Verdict : uint8_t {
   kStale = 6,   // a record of a higher seq is held
   kFull = 7,
   kTooBig = 8,
+  kOutOfRegion = 9, // too far from the node's id to be its business
+  kNotAdmitted = 10,
 };
-inline constexpr uint8_t kVerdictMax = 8;
+inline constexpr uint8_t kVerdictMax = 10;
 
 constexpr bool is_held(Verdict verdict) {
   return verdict == Verdict::kStored || verdict == Verdict::kKept;

@@ -2,10 +2,13 @@
 
 #include <algorithm>
 
+#include "base/subnet.hpp"
 #include "crypto/sealed_packet.hpp"
 
 namespace lah::dht {
 namespace {
+
+constexpr uint64_t kSurveyMs = 10'000;
 
 size_t take(size_t& budget, size_t bytes) {
   bytes = std::min(budget, bytes);
@@ -63,8 +66,11 @@ FindReply Responder::find(const Asker& asker, const FindRequest& request, size_t
     FindReply::Entry entry;
     size_t share = budget / (request.keys.size() - i);
     budget -= share;
-    std::vector<Contact> near = table_.closest(request.keys[i], Limits::kFindContacts + 1);
-    std::erase_if(near, [&](const Contact& contact) { return contact.id == asker.contact.id; });
+    std::vector<Contact> near = table_.closest(request.keys[i], Limits::kDiverseCandidates);
+    SubnetLimit subnets(Limits::kResultsPerSubnet);
+    std::erase_if(near, [&](const Contact& contact) {
+      return contact.id == asker.contact.id || !subnets.take(contact.endpoint);
+    });
     near.resize(std::min(near.size(), Limits::kFindContacts));
     if (request.want_records) {
       // A holder of records is near the key already: half as many contacts are enough there.
@@ -86,14 +92,24 @@ FindReply Responder::find(const Asker& asker, const FindRequest& request, size_t
   return reply;
 }
 
+// Which keys are ours changes slowly, and matters only to those who store.
+void Responder::survey(WallMs wall) {
+  if (wall >= surveyed_at_ && wall - surveyed_at_ < kSurveyMs)
+    return;
+  surveyed_at_ = wall;
+  storage_.set_region(Region(own_, table_.closest(own_, Region::kScales)));
+}
+
 StoreReply Responder::store(const Asker& asker, const StoreRequest& request, WallMs wall) {
   StoreReply reply;
+  if (asker.proven)
+    survey(wall);
   for (const Record& record : request.records) {
     if (!asker.proven) {
       reply.outcomes.push_back({Verdict::kBadToken, 0});
       continue;
     }
-    const Storage::PutResult put = storage_.put(record, wall, verifier_);
+    const Storage::PutResult put = storage_.put(record, asker.contact.endpoint, wall, verifier_);
     reply.outcomes.push_back({put.verdict, put.seq});
   }
   return reply;

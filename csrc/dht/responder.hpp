@@ -9,8 +9,8 @@ namespace lah::dht {
 // Answers the requests of other nodes from what this node knows. Never asks anything itself.
 class Responder {
 public:
-  Responder(Storage& storage, const RoutingTable& table, RecordVerifier& verifier)
-      : storage_(storage), table_(table), verifier_(verifier) {}
+  Responder(const Id& own, Storage& storage, const RoutingTable& table, RecordVerifier& verifier)
+      : own_(own), storage_(storage), table_(table), verifier_(verifier) {}
 
   struct Asker {
     Contact contact;
@@ -27,9 +27,13 @@ private:
   StoreReply store(const Asker& asker, const StoreRequest& request, WallMs wall);
   PageReply page(const PageRequest& request, size_t budget, WallMs wall) const;
 
+  void survey(WallMs wall);
+
+  const Id own_;
   Storage& storage_;
   const RoutingTable& table_;
   RecordVerifier& verifier_;
+  WallMs surveyed_at_ = 0;
 };
 
 } // namespace lah::dht

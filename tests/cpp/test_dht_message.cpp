@@ -12,7 +12,7 @@ namespace {
 constexpr size_t kPlaintextMax = Limits::kDatagramBytes - crypto::kPacketOverhead;
 constexpr WallMs kNow = 1'700'000'000'000;
 
-Contact contact(uint8_t n, const char* ip) {
+Contact contact(uint8_t n, const std::string& ip) {
   return Contact::make(PublicKey{n}, {}, *Endpoint::parse(ip, 65535));
 }
 
@@ -194,16 +194,18 @@ TEST(DhtMessage, TooManyElementsAreRefused) {
   EXPECT_FALSE(decode(encode(kHeader, Request(find)))); // no key
   find.keys.resize(Limits::kFindKeys + 1);
   EXPECT_FALSE(decode(encode(kHeader, Request(find))));
-  EXPECT_FALSE(decode(encode(kHeader, Request(StoreRequest{{record(901)}}))));
+  EXPECT_FALSE(
+      decode(encode(kHeader, Request(StoreRequest{{record(Limits::kRecordPayloadBytes + 1)}}))));
 }
 
 struct ResponderTest : testing::Test {
   ResponderTest() {
     for (uint8_t i = 1; i <= 40; ++i)
-      table.confirm(contact(i, "2001:db8::1"), 0);
+      table.confirm(contact(i, "2001:db8:" + std::to_string(i) + "::1"), 0); // a /48 each
     for (int i = 0; i < 12; ++i) {
       const auto owner = crypto::Identity::generate(rng);
-      storage.put(sign_record(owner, "net", key, 1, kNow + 1000, Buffer(300)), kNow, verifier);
+      storage.put(sign_record(owner, "net", key, 1, kNow + 1000, Buffer(300)), std::nullopt, kNow,
+                  verifier);
     }
   }
 
@@ -212,10 +214,10 @@ struct ResponderTest : testing::Test {
   }
 
   SeededRng rng{1};
-  Storage storage;
+  Storage storage{Id{}};
   RoutingTable table{Id{}};
   RecordVerifier verifier{"net"};
-  Responder responder{storage, table, verifier};
+  Responder responder{Id{}, storage, table, verifier};
   Id key{{1, 2, 3, 4}};
   Contact asker = contact(99, "192.0.2.1");
 };

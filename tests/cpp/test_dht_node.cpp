@@ -106,12 +106,43 @@ TEST_F(NodeTest, AStrangerEntersTheTableOnlyByAnsweringAQuestion) {
 TEST_F(NodeTest, AnswersABoundedNumberOfHellos) {
   std::array<uint8_t, 24> nonce{};
   const Buffer hello = peer_cipher.hello(nonce);
-  for (size_t i = 0; i < Limits::kHellosPerSecond + 100; ++i)
-    node.on_datagram(now, kWall, kPeerAddress, hello);
-  EXPECT_EQ(node.take_datagrams().size(), Limits::kHellosPerSecond);
+  const auto flood = [&](size_t count) {
+    size_t answers = 0;
+    for (size_t i = 0; i < count; ++i) {
+      advance(kMillisecond / 10);
+      node.on_datagram(now, kWall, kPeerAddress, hello);
+      answers += node.take_datagrams().size();
+    }
+    return answers;
+  };
+  EXPECT_EQ(flood(1000), Limits::kSubnetNewcomersBurst + 3); // and what a tenth of a second adds
+  EXPECT_GT(node.status().newcomers_refused, 700U);
   now += kSecond;
-  node.on_datagram(now, kWall, kPeerAddress, hello);
-  EXPECT_EQ(node.take_datagrams().size(), 1U);
+  EXPECT_EQ(flood(1), 1U);
+}
+
+// Packets of fresh keys, each properly sealed, and a peer that is known: it is answered at once.
+TEST_F(NodeTest, AKnownPeerIsAnsweredBeforeAFloodOfFreshKeys) {
+  const Buffer ping = encode(kFromClient, Request(PingRequest{}));
+  only<ReplyMessage>(say(ping));
+  std::vector<Buffer> flood;
+  for (size_t i = 0; i < 300; ++i) {
+    const auto stranger = crypto::Identity::generate(rng);
+    SealedCipher stranger_cipher(stranger, "net", rng);
+    flood.push_back(*stranger_cipher.seal(identity.public_key(), ping));
+  }
+  now += kMillisecond;
+  for (uint32_t i = 0; i < flood.size(); ++i)
+    node.on_datagram(now, kWall, Endpoint::v4(0x50000001U + (i << 8), 1), flood[i]);
+  EXPECT_EQ(node.take_datagrams().size(), Limits::kNewcomersPerTurn);
+  only<ReplyMessage>(say(ping));
+  EXPECT_EQ(node.next_deadline(), now) << "the others wait for their turn";
+  size_t answered = 0;
+  for (int turn = 0; turn < 200; ++turn) {
+    node.on_timer(now, kWall);
+    answered += node.take_datagrams().size();
+  }
+  EXPECT_EQ(answered, Limits::kNewcomersWaiting);
 }
 
 TEST_F(NodeTest, ATokenFromAnotherAddressStoresNothing) {

@@ -8,6 +8,7 @@ namespace lah::dht {
 namespace {
 
 constexpr WallMs kNow = 1'700'000'000'000;
+const Endpoint kSource = *Endpoint::parse("192.0.2.1", 7);
 
 struct Fixture : testing::Test {
   Record sign(const crypto::Identity& owner, uint64_t seq, WallMs expiry = kNow + 60'000,
@@ -17,11 +18,15 @@ struct Fixture : testing::Test {
                        Buffer(bytes.begin(), bytes.end()));
   }
 
+  Storage::PutResult put(const Record& record, WallMs wall) {
+    return storage.put(record, kSource, wall, verifier);
+  }
+
   SeededRng rng{1};
   crypto::Identity alice = crypto::Identity::generate(rng);
   crypto::Identity bob = crypto::Identity::generate(rng);
   RecordVerifier verifier{"net"};
-  Storage storage;
+  Storage storage{Id{}};
 };
 using DhtRecord = Fixture;
 using DhtStorage = Fixture;
@@ -48,48 +53,49 @@ TEST_F(DhtRecord, SignatureCoversEveryField) {
 }
 
 TEST_F(DhtStorage, KeepsOneRecordPerOwnerAndHigherSeqWins) {
-  EXPECT_EQ(storage.put(sign(alice, 5), kNow, verifier).verdict, Verdict::kStored);
-  EXPECT_EQ(storage.put(sign(bob, 1), kNow, verifier).verdict, Verdict::kStored);
-  EXPECT_EQ(storage.put(sign(alice, 4), kNow, verifier).verdict, Verdict::kStale);
-  EXPECT_EQ(storage.put(sign(alice, 4), kNow, verifier).seq, 5U);
-  EXPECT_EQ(storage.put(sign(alice, 6, kNow + 1000), kNow, verifier).verdict, Verdict::kStored);
+  EXPECT_EQ(put(sign(alice, 5), kNow).verdict, Verdict::kStored);
+  EXPECT_EQ(put(sign(bob, 1), kNow).verdict, Verdict::kStored);
+  EXPECT_EQ(put(sign(alice, 4), kNow).verdict, Verdict::kStale);
+  EXPECT_EQ(put(sign(alice, 4), kNow).seq, 5U);
+  EXPECT_EQ(put(sign(alice, 6, kNow + 1000), kNow).verdict, Verdict::kStored);
   EXPECT_EQ(storage.get(sign(alice, 1).key, kNow).size(), 2U);
   EXPECT_TRUE(storage.get(sign(alice, 1).key, kNow + 60'000).empty());
 }
 
 TEST_F(DhtStorage, EqualSeqKeepsAndExtendsNothing) {
   const Record record = sign(alice, 5);
-  storage.put(record, kNow, verifier);
-  EXPECT_EQ(storage.put(record, kNow + 1, verifier).verdict, Verdict::kKept);
-  EXPECT_EQ(storage.put(sign(alice, 5, kNow + 90'000), kNow, verifier).verdict, Verdict::kStale);
+  put(record, kNow);
+  EXPECT_EQ(put(record, kNow + 1).verdict, Verdict::kKept);
+  EXPECT_EQ(put(sign(alice, 5, kNow + 90'000), kNow).verdict, Verdict::kStale);
   EXPECT_EQ(storage.next_expiry(), kNow + 60'000);
 }
 
 TEST_F(DhtStorage, RefusesWhatIsExpiredTooLongTooBigOrForged) {
-  EXPECT_EQ(storage.put(sign(alice, 1, kNow), kNow, verifier).verdict, Verdict::kExpired);
-  EXPECT_EQ(storage.put(sign(alice, 1, kNow + 600'001), kNow, verifier).verdict, Verdict::kTooLong);
-  EXPECT_EQ(storage.put(sign(alice, 1, kNow + 600'000), kNow, verifier).verdict, Verdict::kStored);
-  EXPECT_EQ(storage.put(sign(alice, 2, kNow + 1, std::string(901, 'x')), kNow, verifier).verdict,
+  EXPECT_EQ(put(sign(alice, 1, kNow), kNow).verdict, Verdict::kExpired);
+  EXPECT_EQ(put(sign(alice, 1, kNow + 600'001), kNow).verdict, Verdict::kTooLong);
+  EXPECT_EQ(put(sign(alice, 1, kNow + 600'000), kNow).verdict, Verdict::kStored);
+  EXPECT_EQ(put(sign(alice, 2, kNow + 1, std::string(Limits::kRecordPayloadBytes + 1, 'x')), kNow)
+                .verdict,
             Verdict::kTooBig);
   Record forged = sign(alice, 9);
   forged.signature[3] ^= 1;
-  EXPECT_EQ(storage.put(forged, kNow, verifier).verdict, Verdict::kBadSignature);
+  EXPECT_EQ(put(forged, kNow).verdict, Verdict::kBadSignature);
   EXPECT_EQ(storage.get(forged.key, kNow).at(0).seq, 1U);
 }
 
 TEST_F(DhtStorage, TombstoneIsServedUntilItExpires) {
-  storage.put(sign(alice, 1), kNow, verifier);
-  storage.put(sign(alice, 2, kNow + 5000, ""), kNow, verifier);
+  put(sign(alice, 1), kNow);
+  put(sign(alice, 2, kNow + 5000, ""), kNow);
   ASSERT_EQ(storage.get(sign(alice, 1).key, kNow).size(), 1U);
   EXPECT_TRUE(storage.get(sign(alice, 1).key, kNow)[0].is_tombstone());
-  EXPECT_EQ(storage.put(sign(alice, 1), kNow, verifier).verdict, Verdict::kStale);
+  EXPECT_EQ(put(sign(alice, 1), kNow).verdict, Verdict::kStale);
 }
 
 TEST_F(DhtStorage, ExpiryFreesEverything) {
   for (int i = 0; i < 50; ++i)
-    storage.put(sign(i % 2 == 0 ? alice : bob, 1, kNow + 1000U * static_cast<unsigned>(1 + i % 7),
-                     "value", "key" + std::to_string(i)),
-                kNow, verifier);
+    put(sign(i % 2 == 0 ? alice : bob, 1, kNow + 1000U * static_cast<unsigned>(1 + i % 7), "value",
+             "key" + std::to_string(i)),
+        kNow);
   EXPECT_EQ(storage.records(), 50U);
   storage.expire(kNow + 3000);
   EXPECT_LT(storage.records(), 50U);
@@ -104,7 +110,7 @@ TEST_F(DhtStorage, PagesCoverEveryOwnerOnceInOrder) {
   std::vector<crypto::Identity> owners;
   for (int i = 0; i < 20; ++i) {
     owners.push_back(crypto::Identity::generate(rng));
-    storage.put(sign(owners.back(), 1), kNow, verifier);
+    put(sign(owners.back(), 1), kNow);
   }
   std::vector<PublicKey> seen;
   std::optional<PublicKey> after;
@@ -124,13 +130,13 @@ TEST_F(DhtStorage, PagesCoverEveryOwnerOnceInOrder) {
 
 TEST_F(DhtStorage, OneOwnerCannotFillIt) {
   size_t full = 0;
-  for (size_t i = 0; i <= Limits::kRecordsPerOwner; ++i) {
+  for (size_t i = 0; i <= Limits::kRecordsPerOwnerSmall; ++i) {
     const Id key = record_key("k", std::as_bytes(std::span(&i, 1)));
     const Record record = sign_record(alice, "net", key, 1, kNow + 1000, {});
-    full += storage.put(record, kNow, verifier).verdict == Verdict::kFull;
+    full += put(record, kNow).verdict == Verdict::kFull;
   }
   EXPECT_EQ(full, 1U);
-  EXPECT_EQ(storage.put(sign(bob, 1), kNow, verifier).verdict, Verdict::kStored);
+  EXPECT_EQ(put(sign(bob, 1), kNow).verdict, Verdict::kStored);
 }
 
 TEST(DhtToken, BelongsToAddressAndKeyAndOutlivesOneRotation) {
