@@ -9,6 +9,7 @@ A server holds experts (`ExpertBackend`, `TesseractServer`), a trainer calls the
 from typing import Any
 
 from learning_at_home import errors
+from learning_at_home.admission import Admission, issue_certificate
 from learning_at_home.client.gating_function import GatingFunction
 from learning_at_home.client.remote_expert import RemoteExpert
 from learning_at_home.nested import nested_compare, nested_flatten, nested_map, nested_pack
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DUMMY_BATCH_SIZE",
+    "Admission",
     "BatchTensorProto",
     "ExpertBackend",
     "GatingFunction",
@@ -34,6 +36,7 @@ __all__ = [
     "TesseractRuntime",
     "TesseractServer",
     "errors",
+    "issue_certificate",
     "nested_compare",
     "nested_flatten",
     "nested_map",

@@ -21,6 +21,7 @@ from learning_at_home._network_calls import awaited
 from learning_at_home._network_experts import EXPIRATION, UPDATE_PERIOD, AliveExpert, ExpertCalls
 from learning_at_home._network_records import RecordCalls
 from learning_at_home._state_file import StateFile
+from learning_at_home.admission import Admission, checked_admission
 from learning_at_home.errors import InvalidArgument
 
 __all__ = [
@@ -53,6 +54,9 @@ class NetworkStatus(TypedDict):
     bad_packets: int  # malformed, not for us, or of another network
     requests_answered: int
     requests_failed: int  # ours, never answered
+    newcomers_refused: int  # packets of unknown keys beyond what one subnet, or all, may send
+    not_admitted: int  # messages of nodes without a valid certificate
+    refusals: int  # of ours, by nodes that do not admit us
     records: int  # held
     operations: int  # lookups, stores and pings under way
     open_calls: int  # of this program, waiting for answers
@@ -81,9 +85,11 @@ class TesseractNetwork(RecordCalls, ExpertCalls, BeamCalls):
         state_file: where the node keeps its contacts, its records and, unless `identity` is given, its key; written
             every 5 minutes and at shutdown, readable by its owner alone. A restart comes back through those contacts
             in one round trip. A damaged file is a RuntimeWarning and set aside as ``.bad``.
+        admission: who may take part, the same for all nodes of a run; see `learning_at_home.admission.Admission`.
 
     Raises:
-        InvalidArgument: a host that does not resolve, a port out of range or in use, a bad seed.
+        InvalidArgument: a host that does not resolve, a port out of range or in use, a bad seed, a
+            certificate that is not this node's.
         RuntimeError: use before `start()`, after `shutdown()`, or in a forked child like a DataLoader worker.
     """
 
@@ -97,6 +103,7 @@ class TesseractNetwork(RecordCalls, ExpertCalls, BeamCalls):
         client_mode: bool = False,
         network_id: str = NETWORK_ID,
         state_file: str | os.PathLike[str] | None = None,
+        admission: Admission | None = None,
     ):
         if identity is not None and (not isinstance(identity, bytes) or len(identity) != 32):
             raise InvalidArgument("identity: expected a seed of 32 bytes, or None for a new one")
@@ -112,6 +119,7 @@ class TesseractNetwork(RecordCalls, ExpertCalls, BeamCalls):
         self._seed = identity or (saved and saved.identity) or os.urandom(32)
         self._client_mode = client_mode
         self._network_id = network_id
+        self._admission = checked_admission(admission)
         self._thread: Any = None
         self._core: Any = None
         self._dispatcher = None
@@ -131,6 +139,7 @@ class TesseractNetwork(RecordCalls, ExpertCalls, BeamCalls):
             return
         from learning_at_home import _core
 
+        self._admission.check(self._network_id, self.public_key)
         peers = [(resolved("initial_peers", host), port) for host, port in self._peers]
         self._thread = get_net_thread()
         try:
@@ -143,6 +152,8 @@ class TesseractNetwork(RecordCalls, ExpertCalls, BeamCalls):
                 self._network_id,
                 self._client_mode,
                 self._state,
+                self._admission.owner_key,
+                self._admission.own_certificate,
             )
         except InvalidArgument as error:
             raise InvalidArgument(f"port: {error}; port=0 picks a free one") from None
@@ -163,6 +174,15 @@ class TesseractNetwork(RecordCalls, ExpertCalls, BeamCalls):
 
     def _saved_state(self) -> bytes:
         return bytes(self._running.save_state(self._seed if self._keeps_identity else None))
+
+    def renew_certificate(self, certificate: bytes) -> None:
+        """Go on with a later certificate of the same owner; others see it with the next request to each of them.
+
+        Raises InvalidArgument for one that is not this node's or expired, or if the network is open to all.
+        """
+        self._admission = self._admission.renewed(certificate, self._network_id, self.public_key)
+        if self._core is not None:
+            self._core.renew_certificate(certificate)
 
     def __enter__(self) -> TesseractNetwork:
         self.start()

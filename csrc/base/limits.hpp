@@ -66,6 +66,7 @@ struct Limits {
   static constexpr size_t kClockSources = 64;      // networks whose clocks are compared with ours
   static constexpr size_t kClockVotes = 8;         // that a correction needs, our own included
   static constexpr size_t kHellosPerSecond = 1000; // answered by a server; each costs a signature
+  static constexpr size_t kAdmittedKeys = 65536; // remembered by who checks certificates
   static constexpr size_t kNewcomersPerSecond =
       1024; // packets of keys never met that are looked at
   static constexpr size_t kNewcomersBurst = 2048;

@@ -80,4 +80,5 @@ PYBIND11_MODULE(_core, m) {
   lah::bindings::bind_batching(m);
   lah::bindings::bind_codecs(m);
   lah::bindings::bind_sim(m);
+  lah::bindings::bind_admission(m);
 }

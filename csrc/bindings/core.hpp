@@ -24,6 +24,7 @@ void bind_calls(pybind11::module_& m);
 void bind_batching(pybind11::module_& m);
 void bind_codecs(pybind11::module_& m);
 void bind_sim(pybind11::module_& m);
+void bind_admission(pybind11::module_& m);
 
 // Raises RuntimeError in a forked child: network threads do not survive a fork.
 void check_not_forked(pid_t owner);

@@ -11,11 +11,14 @@ namespace lah::bindings {
 Network::Network(NetThreadHandle& thread, const std::optional<py::bytes>& seed,
                  const std::string& host, int port, const Peers& initial_peers,
                  const std::string& network_id, bool client_mode,
-                 const std::optional<py::bytes>& state)
+                 const std::optional<py::bytes>& state, const std::optional<py::bytes>& run_owner,
+                 const py::bytes& certificate)
     : owner_(getpid()) {
   net::SystemRng rng;
   const crypto::Identity identity = seed ? identity_from(*seed) : crypto::Identity::generate(rng);
   dht::NodeConfig config{network_id, {}, client_mode};
+  if (run_owner)
+    config.admission = {public_key_from(*run_owner), to_buffer(certificate)};
   for (const auto& [ip, peer_port] : initial_peers)
     config.seeds.push_back(endpoint_from(ip, peer_port, "initial_peers"));
   if (config.seeds.size() > Limits::kSeeds)
@@ -105,6 +108,12 @@ std::shared_ptr<Answer> Network::ping(const std::string& ip, int port, double ti
   return answer;
 }
 
+void Network::renew_certificate(const py::bytes& certificate) {
+  run([renewed = to_buffer(certificate)](auto& core, Time, WallMs) {
+    core.node.renew_certificate(renewed);
+  });
+}
+
 py::dict Network::status() {
   dht::NodeStatus status;
   run([&](auto& core, Time, WallMs) { status = core.node.status(); });
@@ -119,6 +128,9 @@ py::dict Network::status() {
   result["bad_packets"] = status.bad_packets;
   result["requests_answered"] = status.requests_answered;
   result["requests_failed"] = status.requests_failed;
+  result["newcomers_refused"] = status.newcomers_refused;
+  result["not_admitted"] = status.not_admitted;
+  result["refusals"] = status.refusals;
   result["records"] = status.records;
   result["operations"] = status.operations;
   result["open_calls"] = calls_->count.load();
@@ -133,10 +145,12 @@ py::dict Network::status() {
 void bind_network(py::module_& m) {
   py::class_<Network>(m, "Network", "One DHT node on a UDP socket.")
       .def(py::init<NetThreadHandle&, const std::optional<py::bytes>&, const std::string&, int,
-                    const Peers&, const std::string&, bool, const std::optional<py::bytes>&>(),
+                    const Peers&, const std::string&, bool, const std::optional<py::bytes>&,
+                    const std::optional<py::bytes>&, const py::bytes&>(),
            py::keep_alive<1, 2>(), py::arg("net_thread"), py::arg("seed"), py::arg("host"),
            py::arg("port"), py::arg("initial_peers"), py::arg("network_id") = kNetworkId,
-           py::arg("client_mode") = false, py::arg("state") = py::none())
+           py::arg("client_mode") = false, py::arg("state") = py::none(),
+           py::arg("run_owner") = py::none(), py::arg("certificate") = py::bytes())
       .def_property_readonly("port", &Network::port)
       .def_property_readonly("public_key", &Network::public_key)
       .def_property_readonly("closed", &Network::closed)
@@ -165,6 +179,7 @@ void bind_network(py::module_& m) {
       .def("ping", &Network::ping, py::arg("ip"), py::arg("port"), py::arg("timeout"))
       .def("status", &Network::status)
       .def("save_state", &Network::save_state, py::arg("seed"))
+      .def("renew_certificate", &Network::renew_certificate, py::arg("certificate"))
       .def("close", &Network::close);
 }
 

@@ -14,7 +14,8 @@ public:
   Network(NetThreadHandle& thread, const std::optional<pybind11::bytes>& seed,
           const std::string& host, int port, const Peers& initial_peers,
           const std::string& network_id, bool client_mode,
-          const std::optional<pybind11::bytes>& state);
+          const std::optional<pybind11::bytes>& state,
+          const std::optional<pybind11::bytes>& run_owner, const pybind11::bytes& certificate);
   ~Network();
   Network(const Network&) = delete;
   Network& operator=(const Network&) = delete;
@@ -26,7 +27,8 @@ public:
   pybind11::dict status();
   // What a later Network takes as `state`; with the seed inside if one is given.
   pybind11::bytes save_state(const std::optional<pybind11::bytes>& seed); // network_state.cpp
-  std::shared_ptr<Answer> wait_ready(double timeout);                     // bool
+  void renew_certificate(const pybind11::bytes& certificate);
+  std::shared_ptr<Answer> wait_ready(double timeout);                            // bool
   std::shared_ptr<Answer> ping(const std::string& ip, int port, double timeout); // s or None
 
   // --- network_records.cpp

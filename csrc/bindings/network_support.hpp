@@ -16,6 +16,12 @@ inline pybind11::bytes to_bytes(const std::array<uint8_t, 32>& key) {
   return {reinterpret_cast<const char*>(key.data()), key.size()};
 }
 
+inline Buffer to_buffer(const pybind11::bytes& data) {
+  const std::string_view text = data;
+  const ByteView bytes = as_bytes(text);
+  return {bytes.begin(), bytes.end()};
+}
+
 // Raises InvalidArgument naming the argument.
 inline Endpoint endpoint_from(const std::string& ip, int port, const char* argument) {
   const auto endpoint = Endpoint::parse(ip, 0);

@@ -72,7 +72,10 @@ void LevelCache::on_records(const LevelName& name, size_t index, const GetResult
     const auto level = decode_level(record.payload);
     held = {record.seq, record.expiry_ms, level ? *level : LevelRecord{}};
   }
-  entry.failed |= !result.complete;
+  // Where peers are known, a get that none of them answered has read nothing, however soon it ended.
+  const bool unheard =
+      result.answered == 0 && (node_.table().size() > 0 || node_.status().isolated);
+  entry.failed |= !result.complete || unheard;
   const WallMs wall = node_.wall();
   std::erase_if(entry.records, [&](const auto& held) { return held.second.expiry_ms <= wall; });
   size_t parts = 1;

@@ -28,11 +28,13 @@ void put_id(wire::Writer& out, const Id& id) {
 }
 
 void put_record(wire::Writer& out, const Record& record, bool with_key) {
-  out.array(with_key ? 6 : 5);
+  out.array((with_key ? 6U : 5U) + (record.certificate.empty() ? 0U : 1U));
   if (with_key)
     put_id(out, record.key);
   out.bin(as_bytes(record.owner)).u64(record.seq).u64(record.expiry_ms);
   out.bin(record.payload).bin(as_bytes(record.signature));
+  if (!record.certificate.empty())
+    out.bin(record.certificate);
 }
 
 void put_records(wire::Writer& out, const std::vector<Record>& records, bool with_key) {
@@ -49,7 +51,8 @@ Id read_id(wire::Reader& in) {
 
 Record read_record(wire::Reader& in, bool with_key) {
   Record record;
-  in.enter(with_key ? 6 : 5, kArrayMax);
+  const size_t fields = with_key ? 6 : 5;
+  const bool certified = in.enter(fields, kArrayMax) > fields;
   if (with_key)
     record.key = read_id(in);
   record.owner = in.fixed<32>();
@@ -58,6 +61,10 @@ Record read_record(wire::Reader& in, bool with_key) {
   const ByteView payload = in.bin(0, Limits::kRecordPayloadBytes);
   record.payload.assign(payload.begin(), payload.end());
   record.signature = in.fixed<64>();
+  if (certified) {
+    const ByteView certificate = in.bin(0, Limits::kCertificateBytes);
+    record.certificate.assign(certificate.begin(), certificate.end());
+  }
   in.leave();
   return record;
 }

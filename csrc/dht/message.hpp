@@ -146,6 +146,13 @@ Result<std::variant<RequestMessage, ReplyMessage, UnknownRequest>> decode(ByteVi
 // Encoded size of a record in a reply, beside its payload; and of everything else in a FIND reply
 // for one key, and in a page. A header grows by its certificate.
 inline constexpr size_t kRecordWireOverhead = 1 + 34 + 9 + 9 + 3 + 66;
+// Of a certificate, in a header or in a record; none, none.
+constexpr size_t certificate_wire_bytes(const Buffer& certificate) {
+  return certificate.empty() ? 0 : 2 + certificate.size();
+}
+inline size_t record_wire_bytes(const Record& record) { // in a reply
+  return kRecordWireOverhead + record.payload.size() + certificate_wire_bytes(record.certificate);
+}
 inline constexpr size_t kHeaderWireBytes = 1 + 2 + 9 + 1 + 10 + 18 + 9 + 2;
 inline constexpr size_t kFindReplyWireBytes = kHeaderWireBytes + 20 + 1;
 inline constexpr size_t kFindEntryWireBytes = 1 + 3 + 3 + 1;

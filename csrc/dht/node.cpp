@@ -6,9 +6,11 @@ namespace lah::dht {
 
 Node::Node(NodeConfig config, const crypto::Identity& identity, PacketCipher& cipher, Rng& rng)
     : config_(std::move(config)), identity_(identity), cipher_(cipher), rng_(rng),
-      id_(node_id(identity.public_key(), puzzle_)), table_(id_), storage_(id_),
-      verifier_(config_.network_id), tokens_(rng), responder_(id_, storage_, table_, verifier_),
-      hello_(cipher), bootstrap_(config_.seeds), newcomers_(rng),
+      id_(node_id(identity.public_key(), puzzle_)),
+      admission_(config_.admission, config_.network_id), table_(id_), storage_(id_),
+      verifier_(config_.network_id), tokens_(rng),
+      responder_(id_, storage_, table_, verifier_, admission_), hello_(cipher),
+      bootstrap_(config_.seeds), newcomers_(rng),
       ready_(config_.seeds.empty() && config_.state.contacts.empty()),
       last_seq_(config_.state.seq) {}
 
@@ -87,13 +89,19 @@ void Node::on_message(const Endpoint& from, const crypto::Packet& packet, size_t
     ++counters_.bad_packets;
     return;
   }
-  if (const auto* request = std::get_if<RequestMessage>(&*decoded))
-    on_request(Contact::make(packet.sender, request->header.puzzle, from), *request, bytes);
-  else if (const auto* reply = std::get_if<ReplyMessage>(&*decoded))
-    on_reply(Contact::make(packet.sender, reply->header.puzzle, from), *reply);
-  else if (const auto* unknown = std::get_if<UnknownRequest>(&*decoded))
-    reply_to(Contact::make(packet.sender, unknown->header.puzzle, from), unknown->header.txid,
-             ErrorReply{ErrorCode::kProtocol});
+  const Header& header =
+      std::visit([](const auto& message) -> const Header& { return message.header; }, *decoded);
+  const Contact sender = Contact::make(packet.sender, header.puzzle, from);
+  if (const auto* reply = std::get_if<ReplyMessage>(&*decoded)) {
+    on_reply(sender, *reply);
+  } else if (!admission_.admits(sender.key, header.certificate, wall_)) {
+    ++counters_.not_admitted;
+    reply_to(sender, header.txid, ErrorReply{ErrorCode::kNotPermitted}, false);
+  } else if (const auto* request = std::get_if<RequestMessage>(&*decoded)) {
+    on_request(sender, *request, bytes);
+  } else {
+    reply_to(sender, header.txid, ErrorReply{ErrorCode::kProtocol}, false);
+  }
 }
 
 void Node::on_request(const Contact& from, const RequestMessage& message, size_t bytes) {
@@ -103,25 +111,36 @@ void Node::on_request(const Contact& from, const RequestMessage& message, size_t
   if (proven)
     cipher_.keep(from.key);
   ++counters_.requests_answered;
+  const size_t certificate = certificate_wire_bytes(admission_.certificate());
+  const size_t greeting = crypto::kPacketOverhead + kHeaderWireBytes + certificate;
+  const size_t reserved = proven ? 0 : certificate + (message.header.client_mode ? 0 : greeting);
+  size_t sent = 0;
   if (const auto* observe = std::get_if<ObserveRequest>(&message.body)) {
     if (const auto reply = on_observe(from, proven, *observe))
-      reply_to(from, message.header.txid, *reply);
+      sent = reply_to(from, message.header.txid, *reply, proven);
   } else {
     reachability_.heard(now_, from.endpoint);
-    reply_to(from, message.header.txid,
-             responder_.answer({from, proven}, message.body, bytes, wall_));
+    sent =
+        reply_to(from, message.header.txid,
+                 responder_.answer({from, proven, reserved}, message.body, bytes, wall_), proven);
   }
+  // What an unproven address is sent is bounded by what came from there, our question included.
   if (message.header.client_mode)
     table_.remove(from.id);
-  else
+  else if (proven || sent + greeting <= Limits::kAmplification * bytes)
     greet(from);
 }
 
-void Node::reply_to(const Contact& from, uint64_t txid, const Reply& body) {
-  const Header header{txid, read_only(), puzzle_, tokens_.issue(from.endpoint, from.key),
-                      machine_wall_};
-  if (auto sealed = cipher_.seal(from.key, encode(header, body)))
-    send(from.endpoint, std::move(*sealed));
+size_t Node::reply_to(const Contact& from, uint64_t txid, const Reply& body, bool known) {
+  const Header header{txid,          read_only(),
+                      puzzle_,       tokens_.issue(from.endpoint, from.key),
+                      machine_wall_, known ? Buffer{} : admission_.certificate()};
+  auto sealed = cipher_.seal(from.key, encode(header, body));
+  if (!sealed)
+    return 0;
+  const size_t bytes = sealed->size();
+  send(from.endpoint, std::move(*sealed));
+  return bytes;
 }
 
 // Somebody who talks to us may be worth knowing; only its answer to our own question proves it.
@@ -129,9 +148,10 @@ void Node::greet(const Contact& stranger) {
   if (!table_.wants(stranger) || greeted_.size() >= Limits::kGreetings ||
       !greeted_.insert(stranger.id).second)
     return;
-  begin(std::make_unique<PingOperation>(
-            stranger, [this, id = stranger.id](const PingResult&) { greeted_.erase(id); }),
-        kNever);
+  auto question = std::make_unique<PingOperation>(
+      stranger, [this, id = stranger.id](const PingResult&) { greeted_.erase(id); });
+  question->unasked = true;
+  begin(std::move(question), kNever);
 }
 
 void Node::on_reply(const Contact& from, const ReplyMessage& message) {
@@ -141,6 +161,10 @@ void Node::on_reply(const Contact& from, const ReplyMessage& message) {
     ++counters_.bad_packets;
     return;
   }
+  if (!admission_.admits(from.key, message.header.certificate, wall_)) {
+    on_unadmitted_reply(*request);
+    return;
+  }
   cipher_.keep(from.key);
   memory_.answered(from.key, now_ - request->sent_at, request->retransmitted);
   if (message.header.token)
@@ -148,8 +172,14 @@ void Node::on_reply(const Contact& from, const ReplyMessage& message) {
   if (!request->retransmitted)
     clock_offset_.sample(now_, from.endpoint, message.header.wall_ms, machine_wall_,
                          now_ - request->sent_at);
-  note_outcome(true);
-  if (message.header.client_mode)
+  const auto* error = std::get_if<ErrorReply>(&message.body);
+  const bool refused =
+      !admission_.is_open() && error != nullptr && error->code == ErrorCode::kNotPermitted;
+  note_outcome(!refused);
+  if (refused) { // it never saw our certificate, or forgot it
+    ++counters_.refusals;
+    memory_.forget_token(from.key);
+  } else if (message.header.client_mode)
     table_.remove(from.id);
   else
     table_.confirm(from, now_);
@@ -184,7 +214,11 @@ std::optional<Endpoint> Node::most_observed() const {
 }
 
 void Node::request(OpId op, const Contact& to, Request body) {
-  const Header header{rng_.u64(), read_only(), puzzle_, memory_.token(to.key), machine_wall_};
+  Header header{rng_.u64(), read_only(), puzzle_, {}, machine_wall_};
+  if (admission_.knows(to.key, wall_))
+    header.token = memory_.token(to.key);
+  if (!header.token) // without one, each side shows its certificate
+    header.certificate = admission_.certificate();
   Buffer plaintext = encode(header, body);
   auto* find = std::get_if<FindRequest>(&body);
   if (const size_t bytes = plaintext.size() + crypto::kPacketOverhead;
@@ -196,7 +230,9 @@ void Node::request(OpId op, const Contact& to, Request body) {
   SentRequest sent{header.txid, op, to, kind, {}, now_};
   // A contact whose key is no key stays unsent, and fails as silence does.
   if (auto sealed = cipher_.seal(to.key, plaintext)) {
-    sent.datagram = *sealed;
+    const auto operation = operations_.find(op);
+    if (operation == operations_.end() || !operation->second->unasked)
+      sent.datagram = *sealed;
     send(to.endpoint, std::move(*sealed));
   }
   pending_.add(std::move(sent), memory_.rto(to.key));
@@ -311,7 +347,10 @@ void Node::learn(const Contact& peer, Duration, Time now) {
 
 Record Node::sign(const Id& key, uint64_t seq, WallMs expiry_ms, Buffer payload) {
   last_seq_ = std::max(last_seq_, seq);
-  return sign_record(identity_, config_.network_id, key, seq, expiry_ms, std::move(payload));
+  Record record =
+      sign_record(identity_, config_.network_id, key, seq, expiry_ms, std::move(payload));
+  record.certificate = admission_.certificate();
+  return record;
 }
 
 NodeStatus Node::status() const {

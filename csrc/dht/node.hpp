@@ -6,6 +6,7 @@
 #include <bitset>
 #include <memory>
 
+#include "dht/admission.hpp"
 #include "dht/bootstrap.hpp"
 #include "dht/clock_offset.hpp"
 #include "dht/hello.hpp"
@@ -24,6 +25,7 @@ struct NodeConfig {
   bool client_mode = false;                   // asks, never serves; enters no table
   NodeState state = {};                       // of the node's last life
   std::vector<Endpoint> local_addresses = {}; // of the machine; to tell whether it is behind a NAT
+  AdmissionPolicy admission = {};
 };
 
 struct NodeStatus {
@@ -37,6 +39,8 @@ struct NodeStatus {
   uint64_t bad_packets = 0; // malformed, not for us, or of another network
   uint64_t requests_answered = 0;
   uint64_t requests_failed = 0;   // ours, never answered
+  uint64_t not_admitted = 0;      // messages of those without a valid certificate
+  uint64_t refusals = 0;          // of ours, for want of one
   uint64_t newcomers_refused = 0; // packets of unknown keys, one too many
   size_t records = 0;             // held
   size_t operations = 0;          // open
@@ -87,6 +91,9 @@ public:
   // others act on the node, or their requests would start in the past and time out at once.
   void set_time(Time now, WallMs wall);
 
+  // A later certificate of ours: peers see it with our next request to each of them.
+  void renew_certificate(Buffer certificate);
+
   void add_task(NodeTask& task) { tasks_.push_back(&task); }
   void remove_task(NodeTask& task) { std::erase(tasks_, &task); }
 
@@ -116,7 +123,9 @@ private:
 
   // OperationHost
   void request(OpId op, const Contact& to, Request body) override;
-  bool verify(const Record& record) override { return verifier_.verify(record); }
+  bool verify(const Record& record) override {
+    return admission_.admits(record.owner, record.certificate, wall_) && verifier_.verify(record);
+  }
   WallMs wall_ms() const override { return wall_; }
   Time now() const override { return now_; }
 
@@ -129,7 +138,9 @@ private:
   void on_message(const Endpoint& from, const crypto::Packet& packet, size_t bytes);
   void on_request(const Contact& from, const RequestMessage& message, size_t bytes);
   void on_reply(const Contact& from, const ReplyMessage& message);
-  void reply_to(const Contact& from, uint64_t txid, const Reply& body);
+  void on_unadmitted_reply(const SentRequest& request);
+  // Bytes sent. `known`: the peer has heard from us before.
+  size_t reply_to(const Contact& from, uint64_t txid, const Reply& body, bool known);
   void greet(const Contact& stranger);
   void observe(const Endpoint& observed);
   std::optional<Endpoint> most_observed() const;
@@ -160,6 +171,7 @@ private:
   void run_bootstrap();
   void run_tick();
   void ask_way_in(const std::vector<Endpoint>& addresses);
+  void ask_to_be_admitted(const Contact& peer);
   void join();
   void on_joined();
   void release_parked();
@@ -177,6 +189,7 @@ private:
   WallMs machine_wall_ = 0;
   WallMs wall_ = 0;
 
+  Admission admission_;
   RoutingTable table_;
   Storage storage_;
   RecordVerifier verifier_;

@@ -32,9 +32,11 @@ NodeState Node::save_state() const {
 // seeds are asked at the same time: either may be dead.
 void Node::recall() {
   const NodeState state = std::exchange(config_.state, {});
-  for (const Record& record : state.records)
+  for (Record record : state.records) {
+    record.certificate = admission_.certificate();
     if (record.owner == identity_.public_key())
       storage_.put(record, std::nullopt, wall_, verifier_);
+  }
   std::vector<Endpoint> addresses;
   for (const NodeState::Known& known : state.contacts) {
     if (known.contact.id == id_ || !is_sendable(known.contact.endpoint))

@@ -79,7 +79,8 @@ size_t Node::dial_back(const Contact& by, const Contact& target, uint64_t nonce)
   const bool into_private = target.endpoint.is_private() && !by.endpoint.is_private();
   if (!is_sendable(target.endpoint) || into_private || target.key == identity_.public_key())
     return 0;
-  const Header header{rng_.u64(), read_only(), puzzle_, std::nullopt, machine_wall_};
+  const Header header{rng_.u64(),   read_only(),   puzzle_,
+                      std::nullopt, machine_wall_, admission_.certificate()};
   auto sealed = cipher_.seal(
       target.key, encode(header, Request(ObserveRequest{Step::kDialBack, nonce, {}, 0})));
   if (!sealed)

@@ -113,6 +113,8 @@ void Node::ask_way_in(const std::vector<Endpoint>& addresses) {
           if (answer && answer->key == identity_.public_key()) {
             bootstrap_.forget(from);
             ready_ = ready_ || !bootstrap_.has_seeds();
+          } else if (answer && !admission_.is_open()) {
+            ask_to_be_admitted(Contact::make(answer->key, {}, from));
           } else if (answer) {
             table_.confirm(Contact::make(answer->key, {}, from), now_);
             join();

@@ -59,6 +59,7 @@ public:
   virtual void complete(OperationHost& host) = 0;
 
   OpId id = 0;
+  bool unasked = false; // its request is sent once: the peer did not prove its address
   Time deadline = kNever;
 };
 

@@ -33,6 +33,15 @@ public:
     network_.sample(rtt);
   }
   void remember(const PublicKey& peer, const Token& token) { at(peer).token = token; }
+  // The peer does not know us any more: it may want to see all of what we show at first.
+  void forget_token(const PublicKey& peer) {
+    if (const auto found = peers_.find(peer); found != peers_.end())
+      found->second.token.reset();
+  }
+  void forget_tokens() {
+    for (auto& [peer, state] : peers_)
+      state.token.reset();
+  }
   std::optional<Token> token(const PublicKey& peer) const {
     const auto found = peers_.find(peer);
     return found == peers_.end() ? std::nullopt : found->second.token;

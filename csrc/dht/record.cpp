@@ -27,7 +27,7 @@ Buffer statement(std::string_view network_id, const Record& record) {
 
 Record sign_record(const crypto::Identity& owner, std::string_view network_id, const Id& key,
                    uint64_t seq, WallMs expiry_ms, Buffer payload) {
-  Record record{key, owner.public_key(), seq, expiry_ms, std::move(payload), {}};
+  Record record{key, owner.public_key(), seq, expiry_ms, std::move(payload), {}, {}};
   record.signature = owner.sign(statement(network_id, record));
   return record;
 }

@@ -18,6 +18,7 @@ struct Record {
   WallMs expiry_ms = 0;
   Buffer payload = {};
   crypto::Signature signature{};
+  Buffer certificate = {}; // the owner's, encoded, in networks that ask for one; else empty
 
   bool is_tombstone() const { return payload.empty(); }
   bool operator==(const Record&) const = default;

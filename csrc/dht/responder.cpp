@@ -43,8 +43,8 @@ Reply Responder::answer(const Asker& asker, const Request& request, size_t reque
   size_t datagram = Limits::kDatagramBytes;
   if (!asker.proven)
     datagram = std::min(datagram, Limits::kAmplification * request_bytes);
-  const size_t budget =
-      datagram - std::min(datagram, crypto::kPacketOverhead); // plaintext of the reply
+  const size_t budget = datagram - std::min(datagram, crypto::kPacketOverhead +
+                                                          asker.reserved); // of the reply's body
   if (const auto* find_request = std::get_if<FindRequest>(&request))
     return find(asker, *find_request, budget, wall);
   if (const auto* store_request = std::get_if<StoreRequest>(&request))
@@ -83,7 +83,7 @@ FindReply Responder::find(const Asker& asker, const FindRequest& request, size_t
       entry.records = copies(first.records);
       entry.more = first.more;
       for (const Record& record : entry.records)
-        take(share, record.payload.size() + kRecordWireOverhead);
+        take(share, record_wire_bytes(record));
     }
     entry.contacts = fit(std::move(near), share);
     budget += share;
@@ -107,6 +107,10 @@ StoreReply Responder::store(const Asker& asker, const StoreRequest& request, Wal
   for (const Record& record : request.records) {
     if (!asker.proven) {
       reply.outcomes.push_back({Verdict::kBadToken, 0});
+      continue;
+    }
+    if (!admission_.admits(record.owner, record.certificate, wall)) {
+      reply.outcomes.push_back({Verdict::kNotAdmitted, 0});
       continue;
     }
     const Storage::PutResult put = storage_.put(record, asker.contact.endpoint, wall, verifier_);

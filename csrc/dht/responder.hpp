@@ -1,5 +1,6 @@
 #pragma once
 
+#include "dht/admission.hpp"
 #include "dht/message.hpp"
 #include "dht/routing_table.hpp"
 #include "dht/storage.hpp"
@@ -9,12 +10,14 @@ namespace lah::dht {
 // Answers the requests of other nodes from what this node knows. Never asks anything itself.
 class Responder {
 public:
-  Responder(const Id& own, Storage& storage, const RoutingTable& table, RecordVerifier& verifier)
-      : own_(own), storage_(storage), table_(table), verifier_(verifier) {}
+  Responder(const Id& own, Storage& storage, const RoutingTable& table, RecordVerifier& verifier,
+            Admission& admission)
+      : own_(own), storage_(storage), table_(table), verifier_(verifier), admission_(admission) {}
 
   struct Asker {
     Contact contact;
-    bool proven; // its request carried a token of ours
+    bool proven;         // its request carried a token of ours
+    size_t reserved = 0; // bytes of what goes to it beside the reply's usual header
   };
 
   // `request_bytes` is the datagram's size: an unproven asker gets at most
@@ -33,6 +36,7 @@ private:
   Storage& storage_;
   const RoutingTable& table_;
   RecordVerifier& verifier_;
+  Admission& admission_;
   WallMs surveyed_at_ = 0;
 };
 

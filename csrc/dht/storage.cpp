@@ -3,6 +3,11 @@
 #include <tuple>
 
 namespace lah::dht {
+namespace {
+size_t certificate_bytes(const Record& record) { // on the wire
+  return record.certificate.empty() ? 0 : record.certificate.size() + 2;
+}
+} // namespace
 
 bool Storage::Sooner::operator()(const Held* a, const Held* b) const {
   return std::tie(a->record.expiry_ms, a->record.key, a->record.owner) <
@@ -180,7 +185,7 @@ Storage::Page Storage::page(const Id& key, const PublicKey* after, WallMs wall, 
     const Record& record = it->second.record;
     if (record.expiry_ms <= wall)
       continue;
-    const size_t size = record.payload.size() + overhead;
+    const size_t size = record.payload.size() + certificate_bytes(record) + overhead;
     if (size > budget) {
       page.more = true;
       break;

@@ -39,7 +39,7 @@ public:
                 RecordVerifier& verifier);
 
   // Live records of owners above `after` (from the first one if null) whose encoded sizes fit
-  // `budget` bytes, where a record costs its payload and `overhead`.
+  // `budget` bytes, where a record costs its payload, its certificate and `overhead`.
   Page page(const Id& key, const PublicKey* after, WallMs wall, size_t budget,
             size_t overhead) const;
   std::vector<Record> get(const Id& key, WallMs wall) const;
@@ -57,9 +57,13 @@ public:
   size_t bytes() const { return bytes_; } // of memory
 
   // What quotas count of a record: its fields as they travel.
-  static size_t counted_bytes(const Record& record) { return record.payload.size() + 144; }
+  static size_t counted_bytes(const Record& record) {
+    return record.payload.size() + record.certificate.size() + 144;
+  }
   // What it costs in memory: with its indexes.
-  static size_t memory_bytes(const Record& record) { return record.payload.size() + 400; }
+  static size_t memory_bytes(const Record& record) {
+    return record.payload.size() + record.certificate.size() + 400;
+  }
 
 private:
   struct Held {

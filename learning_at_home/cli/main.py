@@ -22,14 +22,18 @@ from torch import nn
 
 import learning_at_home as lib
 from learning_at_home._network_arguments import join_address
+from learning_at_home.cli import admission as admissions
 from learning_at_home.cli import options
 from learning_at_home.cli.lifetime import Lifetime
+from learning_at_home.network import NETWORK_ID
 from learning_at_home.nn.registry import ExpertClass, find_expert_class
 from learning_at_home.ops.library import has_kernel
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 _OBSERVED_TIMEOUT = 2.0  # seconds to wait for peers to tell our address
+
+app.add_typer(admissions.app, name="admission")
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
 
@@ -40,13 +44,16 @@ def network(
     host: options.Host = "0.0.0.0",
     port: options.UdpPort = 8081,
     announce: options.Announce = None,
+    identity: admissions.Identity = None,
+    owner_key: admissions.OwnerKey = None,
+    certificate: admissions.CertificateFile = None,
     exit_with_parent: options.ExitWithParent = False,
 ) -> None:
     """Run a node of the network: a place where others join. It serves no experts."""
     peers = options.parse_peers(peer)
     with (
         Lifetime(with_parent=exit_with_parent) as lifetime,
-        lib.TesseractNetwork(*peers, host=host, port=port) as node,
+        _network(peers, host, port, identity, owner_key, certificate) as node,
     ):
         _say_ready(f"READY network {'127.0.0.1' if host == '0.0.0.0' else host}:{node.port}", node, announce)
         lifetime.wait()
@@ -67,6 +74,9 @@ def server(
     announce: options.Announce = None,
     port: options.TcpPort = 8080,
     network_port: options.UdpPort = 0,
+    identity: admissions.Identity = None,
+    owner_key: admissions.OwnerKey = None,
+    certificate: admissions.CertificateFile = None,
     device: options.Device = None,
     max_batch_size: options.MaxBatchSize = 2048,
     torch_threads: options.TorchThreads = 0,
@@ -97,7 +107,7 @@ def server(
     backends = _backends(uids, kind, hidden, make_optimizer, max_batch_size)
     with (
         Lifetime(with_parent=exit_with_parent) as lifetime,
-        lib.TesseractNetwork(*peers, port=network_port) as node,
+        _network(peers, "0.0.0.0", network_port, identity, owner_key, certificate) as node,
         lib.TesseractServer(
             node,
             backends,
@@ -171,6 +181,24 @@ def version() -> None:
         f"torch {torch.__version__}, CUDA {torch.version.cuda or 'none'}\n"
         f"Python {platform.python_version()}, {platform.platform()}"
     )
+
+
+def _network(
+    peers: list[tuple[str, int]],
+    host: str,
+    port: int,
+    identity: Path | None,
+    owner_key: str | None,
+    certificate: Path | None,
+) -> lib.TesseractNetwork:
+    seed = None if identity is None else admissions.read_seed(identity, "--identity")
+    admission = admissions.admission_of(owner_key, certificate)
+    try:
+        node = lib.TesseractNetwork(*peers, host=host, port=port, identity=seed, admission=admission)
+        admission.check(NETWORK_ID, node.public_key)
+    except lib.errors.InvalidArgument as error:
+        raise typer.BadParameter(str(error)) from error
+    return node
 
 
 def _backends(

@@ -217,7 +217,8 @@ struct ResponderTest : testing::Test {
   Storage storage{Id{}};
   RoutingTable table{Id{}};
   RecordVerifier verifier{"net"};
-  Responder responder{Id{}, storage, table, verifier};
+  Admission admission{{}, "net"};
+  Responder responder{Id{}, storage, table, verifier, admission};
   Id key{{1, 2, 3, 4}};
   Contact asker = contact(99, "192.0.2.1");
 };
