@@ -53,6 +53,9 @@ struct Limits {
   static constexpr size_t kLookupCandidates = 64;
   static constexpr size_t kOperations = 4096;      // gets, stores and lookups of one node
   static constexpr size_t kOpenCalls = 4096;       // of a program that waits for one node's answers
+  static constexpr size_t kBatchRequests = 128;    // of one get_many or store_many, in flight
+  static constexpr size_t kCachedRecords = 16384;  // found by gets that allow an age
+  static constexpr size_t kCachedBytes = size_t{8} << 20;
   static constexpr size_t kPeerMemory = 8192;      // peers whose round-trip time and token are kept
   static constexpr size_t kVerifiedRecords = 8192; // signatures known to be good
   static constexpr size_t kSeeds = 64;             // initial peers

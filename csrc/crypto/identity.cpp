@@ -56,4 +56,12 @@ Digest sha256(std::initializer_list<ByteView> parts) {
   return digest;
 }
 
+std::array<uint8_t, 16> siphash(const std::array<uint8_t, 16>& key, ByteView message) {
+  static_assert(crypto_shorthash_siphashx24_BYTES == 16 &&
+                crypto_shorthash_siphashx24_KEYBYTES == 16);
+  std::array<uint8_t, 16> out{};
+  crypto_shorthash_siphashx24(out.data(), u8(message), message.size(), key.data());
+  return out;
+}
+
 } // namespace lah::crypto

@@ -41,4 +41,7 @@ Result<ExchangeKey> exchange_key(const PublicKey& key);
 
 Digest sha256(std::initializer_list<ByteView> parts);
 
+// SipHash-2-4 with 128 bits of output: a MAC of short messages for whoever holds the key himself.
+std::array<uint8_t, 16> siphash(const std::array<uint8_t, 16>& key, ByteView message);
+
 } // namespace lah::crypto

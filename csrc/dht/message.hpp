@@ -157,5 +157,8 @@ inline constexpr size_t kHeaderWireBytes = 1 + 2 + 9 + 1 + 10 + 18 + 9 + 2;
 inline constexpr size_t kFindReplyWireBytes = kHeaderWireBytes + 20 + 1;
 inline constexpr size_t kFindEntryWireBytes = 1 + 3 + 3 + 1;
 inline constexpr size_t kPageWireBytes = kHeaderWireBytes + 3 + 1;
+// The same for a STORE, whose records carry their keys.
+inline constexpr size_t kStoredRecordWireOverhead = kRecordWireOverhead + 34;
+inline constexpr size_t kStoreWireBytes = kHeaderWireBytes + 1;
 
 } // namespace lah::dht

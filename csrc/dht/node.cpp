@@ -213,7 +213,7 @@ std::optional<Endpoint> Node::most_observed() const {
   return endpoint;
 }
 
-void Node::request(OpId op, const Contact& to, Request body) {
+uint64_t Node::request(OpId op, const Contact& to, Request body) {
   Header header{rng_.u64(), read_only(), puzzle_, {}, machine_wall_};
   if (admission_.knows(to.key, wall_))
     header.token = memory_.token(to.key);
@@ -236,23 +236,59 @@ void Node::request(OpId op, const Contact& to, Request body) {
     send(to.endpoint, std::move(*sealed));
   }
   pending_.add(std::move(sent), memory_.rto(to.key));
+  return header.txid;
+}
+
+std::vector<Contact> Node::closest(const Id& target) {
+  table_.touch(target, now_);
+  return table_.closest(target, Limits::kFindContacts);
 }
 
 // --- operations ----------------------------------------------------------------------------------
 
 void Node::start_get(Time now, WallMs wall, const Id& key, Time deadline, GetOperation::Done done,
-                     Consistency consistency) {
+                     Consistency consistency, Duration max_age) {
   resume(now, wall);
-  begin(std::make_unique<GetOperation>(key, id_, storage_.get(key, wall), consistency,
-                                       std::move(done)),
-        deadline);
+  if (auto known = cache_.find(key, consistency, now, wall, max_age)) {
+    begin(std::make_unique<KnownGet>(std::move(*known), std::move(done)), deadline);
+    return;
+  }
+  done = keeping(key, consistency, max_age, std::move(done));
+  const SharedGets::Key shared{key, consistency};
+  if (gets_.join(shared, deadline, done))
+    return;
+  const SharedGets::Ticket ticket = gets_.open(shared, deadline, std::move(done));
+  auto get = std::make_unique<GetOperation>(
+      key, id_, storage_.get(key, wall), consistency,
+      [this, ticket](GetResult result) { gets_.finished(ticket, std::move(result)); });
+  gets_.set_operation(ticket, *get);
+  begin(std::move(get), kNever);
+}
+
+// For callers that allow results an age; not if we stored something meanwhile ourselves.
+GetOperation::Done Node::keeping(const Id& key, Consistency consistency, Duration max_age,
+                                 GetOperation::Done done) {
+  if (max_age <= 0)
+    return done;
+  return [this, key, consistency, stores = stores_, done = std::move(done)](GetResult result) {
+    if (stores == stores_)
+      cache_.keep(key, consistency, now_, result);
+    done(std::move(result));
+  };
+}
+
+// Our own copy makes a lone node find what it stored, and what it stores now it finds from now on.
+void Node::store_own(const Record& record) {
+  storage_.put(record, std::nullopt, wall_, verifier_);
+  gets_.close(record.key);
+  cache_.forget(record.key);
+  ++stores_;
 }
 
 void Node::start_store(Time now, WallMs wall, Record record, Time deadline,
                        StoreOperation::Done done) {
   resume(now, wall);
-  // Our own copy makes a lone node find what it stored.
-  storage_.put(record, std::nullopt, wall, verifier_);
+  store_own(record);
   begin(std::make_unique<StoreOperation>(std::move(record), id_, std::move(done)), deadline);
 }
 
@@ -260,6 +296,26 @@ void Node::start_lookup(Time now, WallMs wall, const Id& target, Time deadline,
                         LookupOperation::Done done) {
   set_time(now, wall);
   begin(std::make_unique<LookupOperation>(target, id_, true, std::move(done)), deadline);
+}
+
+void Node::start_get_many(Time now, WallMs wall, std::vector<Id> keys, Time deadline,
+                          GetManyOperation::Done done, Consistency consistency, Duration max_age) {
+  resume(now, wall);
+  const auto make_get = [&](const Id& key, GetOperation::Done got) -> std::unique_ptr<Operation> {
+    if (auto known = cache_.find(key, consistency, now, wall, max_age))
+      return std::make_unique<KnownGet>(std::move(*known), std::move(got));
+    return std::make_unique<GetOperation>(key, id_, storage_.get(key, wall), consistency,
+                                          keeping(key, consistency, max_age, std::move(got)));
+  };
+  begin(std::make_unique<GetManyOperation>(std::move(keys), make_get, std::move(done)), deadline);
+}
+
+void Node::start_store_many(Time now, WallMs wall, std::vector<Record> records, Time deadline,
+                            StoreManyOperation::Done done) {
+  resume(now, wall);
+  for (const Record& record : records)
+    store_own(record);
+  begin(std::make_unique<StoreManyOperation>(std::move(records), id_, std::move(done)), deadline);
 }
 
 void Node::start_ping(Time now, WallMs wall, const Endpoint& to, Time deadline,
@@ -303,12 +359,23 @@ void Node::launch(std::unique_ptr<Operation> operation) {
   const OpId id = operation->id;
   Operation& launched = *operations_.emplace(id, std::move(operation)).first->second;
   std::vector<Contact> near;
-  if (const auto target = launched.target()) {
-    near = table_.closest(*target, Limits::kFindContacts);
-    table_.touch(*target, now_);
-  }
+  if (const auto target = launched.target())
+    near = closest(*target);
   launched.start(*this, near);
   retire_if_finished(id);
+}
+
+void Node::end(OpId id) {
+  if (const auto found = operations_.find(id); found != operations_.end()) {
+    retire(found);
+    return;
+  }
+  const auto parked = std::find_if(parked_.begin(), parked_.end(),
+                                   [&](const auto& operation) { return operation->id == id; });
+  if (parked != parked_.end()) {
+    finished_.push_back(std::move(*parked));
+    parked_.erase(parked);
+  }
 }
 
 void Node::retire_if_finished(OpId id) {

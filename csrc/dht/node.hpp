@@ -9,13 +9,16 @@
 #include "dht/admission.hpp"
 #include "dht/bootstrap.hpp"
 #include "dht/clock_offset.hpp"
+#include "dht/get_cache.hpp"
+#include "dht/get_many.hpp"
 #include "dht/hello.hpp"
 #include "dht/newcomer_gate.hpp"
 #include "dht/node_state.hpp"
-#include "dht/operation.hpp"
 #include "dht/peer_memory.hpp"
 #include "dht/reachability.hpp"
 #include "dht/responder.hpp"
+#include "dht/shared_gets.hpp"
+#include "dht/store_many.hpp"
 
 namespace lah::dht {
 
@@ -73,12 +76,20 @@ public:
 
   // --- asked by; `wall` is the network's time, wall(), here. Callbacks run inside a later
   // on_datagram() or on_timer(), never inside these calls.
+  // `max_age`: what an earlier get of such an age found will do, if it allowed an age too; a key
+  // that was empty counts for GetCache::kAbsentAge at most.
   void start_get(Time now, WallMs wall, const Id& key, Time deadline, GetOperation::Done done,
-                 Consistency consistency = Consistency::kAll);
+                 Consistency consistency = Consistency::kAll, Duration max_age = 0);
   void start_store(Time now, WallMs wall, Record record, Time deadline, StoreOperation::Done done);
   // Finds the nodes closest to a key, every one of them.
   void start_lookup(Time now, WallMs wall, const Id& target, Time deadline,
                     LookupOperation::Done done);
+  // Many at once, in fewer packets: results as if each had been started alone.
+  void start_get_many(Time now, WallMs wall, std::vector<Id> keys, Time deadline,
+                      GetManyOperation::Done done, Consistency consistency = Consistency::kAll,
+                      Duration max_age = 0);
+  void start_store_many(Time now, WallMs wall, std::vector<Record> records, Time deadline,
+                        StoreManyOperation::Done done);
   // Fetches the key of whoever listens at `to`, then pings it.
   void start_ping(Time now, WallMs wall, const Endpoint& to, Time deadline,
                   PingOperation::Done done);
@@ -122,7 +133,8 @@ private:
   using Operations = std::map<OpId, std::unique_ptr<Operation>>;
 
   // OperationHost
-  void request(OpId op, const Contact& to, Request body) override;
+  uint64_t request(OpId op, const Contact& to, Request body) override;
+  std::vector<Contact> closest(const Id& target) override;
   bool verify(const Record& record) override {
     return admission_.admits(record.owner, record.certificate, wall_) && verifier_.verify(record);
   }
@@ -148,6 +160,10 @@ private:
   // operations
   void begin(std::unique_ptr<Operation> operation, Time deadline);
   void launch(std::unique_ptr<Operation> operation);
+  GetOperation::Done keeping(const Id& key, Consistency consistency, Duration max_age,
+                             GetOperation::Done done);
+  void store_own(const Record& record);
+  void end(OpId id); // with what it has
   void retire_if_finished(OpId id);
   void retire(Operations::iterator operation);
   void settle(); // tells the callers of finished operations
@@ -205,6 +221,9 @@ private:
 
   Operations operations_;
   std::set<std::pair<Time, OpId>> deadlines_;
+  SharedGets gets_;
+  GetCache cache_;
+  uint64_t stores_ = 0;                            // begun by ourselves
   std::vector<std::unique_ptr<Operation>> parked_; // wait for a way into the network
   std::vector<std::unique_ptr<Operation>> finished_;
   std::set<Id> greeted_; // strangers with a PING of ours in flight

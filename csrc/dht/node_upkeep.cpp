@@ -22,17 +22,10 @@ void Node::on_timer(Time now, WallMs wall) {
   while (!deadlines_.empty() && deadlines_.begin()->first <= now) {
     const OpId id = deadlines_.begin()->second;
     deadlines_.erase(deadlines_.begin());
-    if (const auto found = operations_.find(id); found != operations_.end()) {
-      retire(found);
-      continue;
-    }
-    const auto parked = std::find_if(parked_.begin(), parked_.end(),
-                                     [&](const auto& operation) { return operation->id == id; });
-    if (parked != parked_.end()) {
-      finished_.push_back(std::move(*parked));
-      parked_.erase(parked);
-    }
+    end(id);
   }
+  for (const OpId id : gets_.expire(now, *this))
+    end(id);
   if (!config_.state.contacts.empty() || !config_.state.records.empty())
     recall();
   run_bootstrap();
@@ -47,7 +40,8 @@ void Node::on_timer(Time now, WallMs wall) {
 Time Node::next_deadline() const {
   if (!finished_.empty() || newcomers_.waiting())
     return now_;
-  Time next = std::min({next_tick_, pending_.next_deadline(), hello_.next_deadline()});
+  Time next = std::min(
+      {next_tick_, pending_.next_deadline(), hello_.next_deadline(), gets_.next_deadline()});
   if (!deadlines_.empty())
     next = std::min(next, deadlines_.begin()->first);
   if (isolated() && bootstrap_.can_try() && !looking_for_way_in())

@@ -143,12 +143,12 @@ void GetOperation::on_failed(OperationHost& host, const SentRequest& request) {
     LookupOperation::on_failed(host, request);
 }
 
-void GetOperation::complete(OperationHost& host) {
+GetResult GetOperation::so_far(const OperationHost& host) const {
   GetResult result{{}, answered_, finished()};
-  for (auto& [owner, record] : found_)
+  for (const auto& [owner, record] : found_)
     if (record.expiry_ms > host.wall_ms())
-      result.records.push_back(std::move(record));
-  done_(std::move(result));
+      result.records.push_back(record);
+  return result;
 }
 
 // --- StoreOperation ------------------------------------------------------------------------------

@@ -36,7 +36,10 @@ struct PingResult {
 class OperationHost {
 public:
   virtual ~OperationHost() = default;
-  virtual void request(OpId op, const Contact& to, Request body) = 0;
+  // Returns the txid of the request, by which its answer can be told from others.
+  virtual uint64_t request(OpId op, const Contact& to, Request body) = 0;
+  // The closest contacts known, and the part of the key space counts as visited.
+  virtual std::vector<Contact> closest(const Id& target) = 0;
   virtual bool verify(const Record& record) = 0;
   virtual WallMs wall_ms() const = 0;
   virtual Time now() const = 0;
@@ -105,7 +108,8 @@ public:
   bool finished() const override {
     return heard_enough_ || (pages_owed_ == 0 && LookupOperation::finished());
   }
-  void complete(OperationHost& host) override;
+  void complete(OperationHost& host) override { done_(so_far(host)); }
+  GetResult so_far(const OperationHost& host) const;
 
 protected:
   bool wants_records() const override { return true; }
@@ -132,6 +136,24 @@ private:
   std::map<crypto::Digest, size_t> agreeing_;
   size_t pages_owed_ = 0;
   Done done_;
+};
+
+// A get whose result is known beforehand.
+class KnownGet final : public Operation {
+public:
+  KnownGet(GetResult result, GetOperation::Done done)
+      : result_(std::move(result)), done_(std::move(done)) {}
+
+  void start(OperationHost&, const std::vector<Contact>&) override {}
+  void on_answer(OperationHost&, const SentRequest&, const Header&, const Reply&) override {}
+  void on_overdue(OperationHost&, const SentRequest&) override {}
+  void on_failed(OperationHost&, const SentRequest&) override {}
+  bool finished() const override { return true; }
+  void complete(OperationHost&) override { done_(std::move(result_)); }
+
+private:
+  GetResult result_;
+  GetOperation::Done done_;
 };
 
 // Stores one record at the nodes closest to its key.

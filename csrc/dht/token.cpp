@@ -8,11 +8,10 @@ TokenIssuer::TokenIssuer(Rng& rng) {
 }
 
 Token TokenIssuer::make(const Secret& secret, const Endpoint& endpoint, const PublicKey& key) {
-  const crypto::Digest digest =
-      crypto::sha256({as_bytes(secret), as_bytes(endpoint.ip), as_bytes(key)});
-  Token token{};
-  std::memcpy(token.data(), digest.data(), token.size());
-  return token;
+  std::array<uint8_t, 48> bearer;
+  std::memcpy(bearer.data(), endpoint.ip.data(), 16);
+  std::memcpy(bearer.data() + 16, key.data(), 32);
+  return crypto::siphash(secret, as_bytes(bearer));
 }
 
 Token TokenIssuer::issue(const Endpoint& endpoint, const PublicKey& key) const {

@@ -13,8 +13,8 @@ namespace lah::dht {
 // replies larger than 3x the request too.
 using Token = std::array<uint8_t, 16>;
 
-// SHA-256(secret, ip, key), cut to 16 bytes; the inputs have fixed lengths, so a prefix secret is a
-// sound MAC. A token lives between one and two rotations.
+// SipHash of IP address and key under a secret of our own (Aumasson and Bernstein, 2012): every
+// message we send carries one. A token lives between one and two rotations.
 class TokenIssuer {
 public:
   explicit TokenIssuer(Rng& rng);
@@ -25,7 +25,7 @@ public:
   static constexpr Duration kRotation = 300 * kSecond;
 
 private:
-  using Secret = std::array<uint8_t, 32>;
+  using Secret = std::array<uint8_t, 16>;
   static Token make(const Secret& secret, const Endpoint& endpoint, const PublicKey& key);
 
   Secret current_{};

@@ -62,11 +62,22 @@ void NetThread::add(Service& service) {
 
 void NetThread::remove(Service& service) {
   std::erase(services_, &service);
+  plan_.erase({service.planned_, &service});
+  std::replace(due_.begin(), due_.end(), &service, static_cast<Service*>(nullptr));
   std::erase_if(watched_, [&](const auto& entry) {
     if (entry.second == &service)
       poller_->unwatch(entry.first);
     return entry.second == &service;
   });
+}
+
+void NetThread::plan(Service& service) {
+  const Time next = service.next_deadline();
+  if (next >= service.planned_)
+    return; // it is looked at before, and planned anew then
+  plan_.erase({service.planned_, &service});
+  service.planned_ = next;
+  plan_.insert({next, &service});
 }
 
 void NetThread::watch(int fd, Service& service) {
@@ -89,8 +100,25 @@ void NetThread::run_commands() {
     command();
 }
 
+void NetThread::run_planned(Time now) {
+  while (!plan_.empty() && plan_.begin()->first <= now) {
+    Service* service = plan_.begin()->second;
+    plan_.erase(plan_.begin());
+    service->planned_ = kNever;
+    due_.push_back(service);
+  }
+  for (size_t i = 0; i < due_.size(); ++i) { // a timer may remove services
+    if (due_[i] != nullptr && due_[i]->next_deadline() <= now)
+      due_[i]->on_timer(now);
+    if (due_[i] != nullptr)
+      plan(*due_[i]);
+  }
+  due_.clear();
+}
+
 Time NetThread::run_timers(Time now) {
-  Time next = kNever;
+  run_planned(now);
+  Time next = plan_.empty() ? kNever : plan_.begin()->first;
   for (size_t i = 0; i < services_.size(); ++i) { // a timer may remove services
     if (services_[i]->next_deadline() <= now)
       services_[i]->on_timer(now);

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <functional>
 #include <mutex>
+#include <set>
 #include <thread>
 #include <unordered_map>
 
@@ -20,6 +21,10 @@ public:
   virtual void on_ready(int fd, Time now) = 0;
   virtual void on_timer(Time now) = 0; // called when next_deadline() has passed
   virtual Time next_deadline() const = 0;
+
+private:
+  friend class NetThread;
+  Time planned_ = kNever; // when the loop will look at next_deadline(); see NetThread::plan()
 };
 
 class NetThread {
@@ -37,9 +42,12 @@ public:
   // The same, and returns only when it has run. Never call it on the network thread itself.
   void run_and_wait(const Command& command);
 
-  // On the network thread only.
+  // On the network thread only. A service that was added is asked for its deadline in every turn.
   void add(Service& service);
   void remove(Service& service);
+  // For services of which there may be thousands: not added, they call this after everything that
+  // may have brought their deadline forward.
+  void plan(Service& service);
   void watch(int fd, Service& service);
   void unwatch(int fd);
 
@@ -52,6 +60,7 @@ private:
   void loop();
   void run_commands();
   Time run_timers(Time now);
+  void run_planned(Time now);
 
   std::unique_ptr<Poller> poller_;
   SystemClock clock_;
@@ -63,6 +72,8 @@ private:
   TurnTimes turn_times_;
 
   std::vector<Service*> services_;
+  std::set<std::pair<Time, Service*>> plan_; // at most one entry each
+  std::vector<Service*> due_;                // of the plan, in this turn; null if removed in it
   std::unordered_map<int, Service*> watched_;
   std::thread thread_; // last: everything it touches is constructed before it starts
 };

@@ -3,6 +3,7 @@
 #include <sodium.h>
 
 #include <chrono>
+#include <cstring>
 
 #include "crypto/identity.hpp"
 
@@ -25,7 +26,18 @@ SystemRng::SystemRng() {
 }
 
 void SystemRng::fill(MutableByteView out) {
-  randombytes_buf(out.data(), out.size());
+  if (out.size() > pool_.size()) {
+    randombytes_buf(out.data(), out.size());
+    return;
+  }
+  if (left_ < out.size()) {
+    randombytes_buf(pool_.data(), pool_.size());
+    left_ = pool_.size();
+  }
+  std::byte* taken = pool_.data() + (left_ - out.size());
+  std::memcpy(out.data(), taken, out.size());
+  sodium_memzero(taken, out.size());
+  left_ -= out.size();
 }
 
 } // namespace lah::net

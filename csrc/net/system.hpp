@@ -1,6 +1,8 @@
 // The real clock and the real random device. Only net/ and bindings/ may hold them.
 #pragma once
 
+#include <array>
+
 #include "base/rng.hpp"
 #include "base/time.hpp"
 
@@ -12,10 +14,16 @@ public:
   WallMs wall_ms() const override;
 };
 
+// Drawn from the system's generator a pool at a time: asking it costs a system call, and every
+// packet needs a nonce. Handed-out bytes are wiped. Not to be used on both sides of a fork().
 class SystemRng final : public Rng {
 public:
   SystemRng();
   void fill(MutableByteView out) override;
+
+private:
+  std::array<std::byte, 1024> pool_;
+  size_t left_ = 0;
 };
 
 } // namespace lah::net

@@ -11,7 +11,6 @@ Result<std::unique_ptr<UdpDriver>> UdpDriver::open(NetThread& thread,
   std::unique_ptr<UdpDriver> driver(new UdpDriver(thread, std::move(*socket)));
   thread.run_and_wait([&] {
     driver->core_ = std::make_unique<Core>(std::move(config), identity, thread.rng());
-    thread.add(*driver);
     thread.watch(driver->socket_.fd(), *driver);
     driver->on_timer(thread.clock().now()); // the way into the network is asked for at once
   });
@@ -60,6 +59,7 @@ void UdpDriver::flush() {
   const std::vector<dht::Datagram> datagrams = core_->node.take_datagrams();
   if (!datagrams.empty())
     socket_.send(datagrams);
+  thread_.plan(*this);
 }
 
 } // namespace lah::net

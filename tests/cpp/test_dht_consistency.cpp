@@ -9,10 +9,12 @@ namespace {
 constexpr WallMs kWall = 1'700'000'000'000;
 
 struct ConsistencyTest : testing::Test, OperationHost {
-  void request(OpId, const Contact& to, Request body) override {
+  uint64_t request(OpId, const Contact& to, Request body) override {
     const MessageKind kind = std::visit([](const auto& request) { return request.kKind; }, body);
     asked.push_back({0, 0, to, kind, {}, 0});
+    return 0;
   }
+  std::vector<Contact> closest(const Id&) override { return {}; }
   bool verify(const Record& record) override { return verifier.verify(record); }
   WallMs wall_ms() const override { return kWall; }
   Time now() const override { return 0; }
