@@ -25,6 +25,7 @@ struct Limits {
   static constexpr size_t kCertificateBytes = 72;    // of admission: an expiry and a signature
   static constexpr size_t kRecordPayloadBytes = 750; // beside two certificates
   static constexpr size_t kFindContacts = 16;
+  static constexpr size_t kFindReplyContacts = 32; // distinct, of all keys of one FIND
   static constexpr size_t kStoredRecords = 65536;
   static constexpr size_t kStoredBytes = size_t{64} << 20;
   static constexpr size_t kRecordsPerKey = 4096;

@@ -8,11 +8,21 @@ Contact Contact::make(const PublicKey& key, const PuzzleNonce& puzzle, const End
   return {key, puzzle, endpoint, node_id(key, puzzle)};
 }
 
+namespace {
+
+size_t write_endpoint(const Endpoint& endpoint, std::byte* out) {
+  const ByteView address = as_bytes(endpoint.ip).subspan(endpoint.is_v4() ? 12 : 0);
+  std::memcpy(out, address.data(), address.size());
+  out[address.size()] = static_cast<std::byte>(endpoint.port >> 8);
+  out[address.size() + 1] = static_cast<std::byte>(endpoint.port & 0xff);
+  return address.size() + 2;
+}
+
+} // namespace
+
 Buffer encode_endpoint(const Endpoint& endpoint) {
-  Buffer out;
-  append(out, as_bytes(endpoint.ip).subspan(endpoint.is_v4() ? 12 : 0));
-  out.push_back(static_cast<std::byte>(endpoint.port >> 8));
-  out.push_back(static_cast<std::byte>(endpoint.port & 0xff));
+  Buffer out(endpoint.is_v4() ? 6 : 18);
+  write_endpoint(endpoint, out.data());
   return out;
 }
 
@@ -30,11 +40,15 @@ Result<Endpoint> decode_endpoint(ByteView data) {
 }
 
 Buffer encode_contact(const Contact& contact) {
-  Buffer out;
-  append(out, as_bytes(contact.key));
-  append(out, as_bytes(contact.puzzle));
-  append(out, encode_endpoint(contact.endpoint));
-  return out;
+  std::array<std::byte, kContactBytesMax> bytes;
+  const size_t size = encode_contact(contact, bytes);
+  return {bytes.data(), bytes.data() + size};
+}
+
+size_t encode_contact(const Contact& contact, std::span<std::byte, kContactBytesMax> out) {
+  std::memcpy(out.data(), contact.key.data(), 32);
+  std::memcpy(out.data() + 32, contact.puzzle.data(), 8);
+  return 40 + write_endpoint(contact.endpoint, out.data() + 40);
 }
 
 Result<Contact> decode_contact(ByteView data) {

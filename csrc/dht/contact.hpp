@@ -21,11 +21,13 @@ struct Contact {
 Buffer encode_endpoint(const Endpoint& endpoint);
 Result<Endpoint> decode_endpoint(ByteView data);
 
+inline constexpr size_t kContactBytesMax = 32 + 8 + 18;
+
 // 32 bytes of key, 8 of puzzle nonce, then the endpoint.
 Buffer encode_contact(const Contact& contact);
 Result<Contact> decode_contact(ByteView data);
-
-inline constexpr size_t kContactBytesMax = 32 + 8 + 18;
+// The same into `out`; returns how many bytes.
+size_t encode_contact(const Contact& contact, std::span<std::byte, kContactBytesMax> out);
 
 // False for addresses no datagram of ours may be sent to on a stranger's word: port 0, unspecified,
 // multicast, broadcast.

@@ -1,5 +1,7 @@
 #include "dht/message.hpp"
 
+#include <algorithm>
+
 #include "wire/reader.hpp"
 #include "wire/writer.hpp"
 
@@ -27,6 +29,11 @@ void put_id(wire::Writer& out, const Id& id) {
   out.bin(as_bytes(id.bytes()));
 }
 
+void put_contact(wire::Writer& out, const Contact& contact) {
+  std::array<std::byte, kContactBytesMax> bytes;
+  out.bin(ByteView(bytes).first(encode_contact(contact, bytes)));
+}
+
 void put_record(wire::Writer& out, const Record& record, bool with_key) {
   out.array((with_key ? 6U : 5U) + (record.certificate.empty() ? 0U : 1U));
   if (with_key)
@@ -41,6 +48,32 @@ void put_records(wire::Writer& out, const std::vector<Record>& records, bool wit
   out.array(records.size());
   for (const Record& record : records)
     put_record(out, record, with_key);
+}
+
+void put_find_reply(wire::Writer& out, const FindReply& find) {
+  std::vector<const Contact*> pool;
+  std::vector<uint64_t> named; // by the entries in turn, as places in the pool
+  for (const FindReply::Entry& entry : find.entries)
+    for (const Contact& contact : entry.contacts) {
+      const auto known = std::find_if(pool.begin(), pool.end(), [&](const Contact* pooled) {
+        return pooled->id == contact.id && pooled->endpoint == contact.endpoint;
+      });
+      named.push_back(static_cast<uint64_t>(known - pool.begin()));
+      if (known == pool.end())
+        pool.push_back(&contact);
+    }
+  out.bin(encode_endpoint(find.observed)).array(pool.size());
+  for (const Contact* contact : pool)
+    put_contact(out, *contact);
+  out.array(find.entries.size());
+  auto next = named.begin();
+  for (const FindReply::Entry& entry : find.entries) {
+    out.array(3).array(entry.contacts.size());
+    for (size_t i = 0; i < entry.contacts.size(); ++i)
+      out.u64(*next++);
+    put_records(out, entry.records, false);
+    out.boolean(entry.more);
+  }
 }
 
 // --- reading -------------------------------------------------------------------------------------
@@ -96,15 +129,27 @@ FindRequest read_find_request(wire::Reader& in) {
   return find;
 }
 
-FindReply::Entry read_find_entry(wire::Reader& in) {
-  FindReply::Entry entry;
-  in.enter(3, kArrayMax);
-  const size_t contacts = in.enter(0, Limits::kFindContacts);
-  for (size_t i = 0; i < contacts && in.ok(); ++i)
+std::vector<Contact> read_contacts(wire::Reader& in) {
+  std::vector<Contact> contacts;
+  const size_t count = in.enter(0, Limits::kFindReplyContacts);
+  contacts.reserve(count);
+  for (size_t i = 0; i < count && in.ok(); ++i)
     if (const auto contact = decode_contact(in.bin(1, kContactBytesMax)))
-      entry.contacts.push_back(*contact);
+      contacts.push_back(*contact);
     else
       in.fail();
+  in.leave();
+  return contacts;
+}
+
+FindReply::Entry read_find_entry(wire::Reader& in, const std::vector<Contact>& pool) {
+  FindReply::Entry entry;
+  in.enter(3, kArrayMax);
+  const size_t contacts = in.enter(0, std::min(Limits::kFindContacts, pool.size()));
+  entry.contacts.reserve(contacts);
+  for (size_t i = 0; i < contacts && in.ok(); ++i)
+    if (const uint64_t place = in.u64(pool.size() - 1); in.ok())
+      entry.contacts.push_back(pool[static_cast<size_t>(place)]);
   in.leave();
   entry.records = read_records(in, false);
   entry.more = in.boolean();
@@ -115,9 +160,10 @@ FindReply::Entry read_find_entry(wire::Reader& in) {
 FindReply read_find_reply(wire::Reader& in) {
   FindReply find;
   find.observed = read_endpoint(in);
+  std::vector<Contact> pool = read_contacts(in);
   const size_t count = in.enter(1, Limits::kFindKeys);
   for (size_t i = 0; i < count && in.ok(); ++i)
-    find.entries.push_back(read_find_entry(in));
+    find.entries.push_back(read_find_entry(in, pool));
   in.leave();
   return find;
 }
@@ -221,7 +267,7 @@ Header read_header(wire::Reader& in) {
 } // namespace
 
 Buffer encode(const Header& header, const Request& body) {
-  wire::Writer out;
+  wire::Writer out(Limits::kDatagramBytes);
   const uint64_t code =
       std::visit([](const auto& request) { return uint64_t(request.kKind); }, body);
   std::visit(Overload{
@@ -254,7 +300,7 @@ Buffer encode(const Header& header, const Request& body) {
 }
 
 Buffer encode(const Header& header, const Reply& body) {
-  wire::Writer out;
+  wire::Writer out(Limits::kDatagramBytes);
   const uint64_t code =
       kReplyBit | std::visit([](const auto& reply) { return uint64_t(reply.kKind); }, body);
   std::visit(Overload{
@@ -263,15 +309,8 @@ Buffer encode(const Header& header, const Reply& body) {
                    out.bin(encode_endpoint(ping.observed));
                  },
                  [&](const FindReply& find) {
-                   put_header(out, code, header, 2);
-                   out.bin(encode_endpoint(find.observed)).array(find.entries.size());
-                   for (const FindReply::Entry& entry : find.entries) {
-                     out.array(3).array(entry.contacts.size());
-                     for (const Contact& contact : entry.contacts)
-                       out.bin(encode_contact(contact));
-                     put_records(out, entry.records, false);
-                     out.boolean(entry.more);
-                   }
+                   put_header(out, code, header, 3);
+                   put_find_reply(out, find);
                  },
                  [&](const StoreReply& store) {
                    put_header(out, code, header, 1);
@@ -297,7 +336,8 @@ Buffer encode(const Header& header, const Reply& body) {
   return out.take();
 }
 
-Result<std::variant<RequestMessage, ReplyMessage, UnknownRequest>> decode(ByteView plaintext) {
+Result<std::variant<RequestMessage, ReplyMessage, UnknownRequest>> decode(ByteView plaintext,
+                                                                          const Awaited& awaited) {
   using Decoded = std::variant<RequestMessage, ReplyMessage, UnknownRequest>;
   const Error malformed{ErrorCode::kProtocol, "malformed DHT message"};
   Result<wire::Reader> parsed = wire::Reader::parse(plaintext);
@@ -311,6 +351,8 @@ Result<std::variant<RequestMessage, ReplyMessage, UnknownRequest>> decode(ByteVi
     return malformed;
   const auto kind = static_cast<MessageKind>(code & ~kReplyBit);
   if ((code & kReplyBit) != 0) {
+    if (awaited && !awaited(header.txid))
+      return Decoded(ReplyMessage{header, ErrorReply{}});
     std::optional<Reply> reply = read_reply(in, kind);
     if (!reply || !in.ok())
       return malformed;

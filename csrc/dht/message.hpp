@@ -3,6 +3,7 @@
 // inside a sealed packet. Elements a newer peer appends are ignored. Requests are idempotent.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <variant>
 
@@ -140,11 +141,15 @@ Buffer encode(const Header& header, const Request& body);
 Buffer encode(const Header& header, const Reply& body);
 
 // Bounded: wire::Reader checks every count before anything is allocated for it. Records are not
-// verified here, and records of a reply carry no key.
-Result<std::variant<RequestMessage, ReplyMessage, UnknownRequest>> decode(ByteView plaintext);
+// verified here, and records of a reply carry no key. The body of a reply whose txid is not
+// `awaited` is left unread, and an ErrorReply stands in for it.
+using Awaited = std::function<bool(uint64_t txid)>;
+Result<std::variant<RequestMessage, ReplyMessage, UnknownRequest>>
+decode(ByteView plaintext, const Awaited& awaited = nullptr);
 
 // Encoded size of a record in a reply, beside its payload; and of everything else in a FIND reply
-// for one key, and in a page. A header grows by its certificate.
+// and one of its entries, and in a page. A header grows by its certificate. A FIND reply carries
+// each contact once, however many of its entries name it; naming costs one byte.
 inline constexpr size_t kRecordWireOverhead = 1 + 34 + 9 + 9 + 3 + 66;
 // Of a certificate, in a header or in a record; none, none.
 constexpr size_t certificate_wire_bytes(const Buffer& certificate) {
@@ -154,7 +159,7 @@ inline size_t record_wire_bytes(const Record& record) { // in a reply
   return kRecordWireOverhead + record.payload.size() + certificate_wire_bytes(record.certificate);
 }
 inline constexpr size_t kHeaderWireBytes = 1 + 2 + 9 + 1 + 10 + 18 + 9 + 2;
-inline constexpr size_t kFindReplyWireBytes = kHeaderWireBytes + 20 + 1;
+inline constexpr size_t kFindReplyWireBytes = kHeaderWireBytes + 20 + 3 + 1;
 inline constexpr size_t kFindEntryWireBytes = 1 + 3 + 3 + 1;
 inline constexpr size_t kPageWireBytes = kHeaderWireBytes + 3 + 1;
 // The same for a STORE, whose records carry their keys.

@@ -84,7 +84,10 @@ void Node::on_message(const Endpoint& from, const crypto::Packet& packet, size_t
     ++counters_.bad_packets;
     return;
   }
-  const auto decoded = decode(*plaintext);
+  const auto decoded = decode(*plaintext, [this](uint64_t txid) {
+    const auto operation = pending_.operation(txid);
+    return operation && operations_.contains(*operation);
+  });
   if (!decoded) {
     ++counters_.bad_packets;
     return;

@@ -37,6 +37,12 @@ public:
   std::optional<SentRequest> take(uint64_t txid, const PublicKey& from, const Endpoint& endpoint,
                                   MessageKind kind);
 
+  // The operation that waits for this reply.
+  std::optional<OpId> operation(uint64_t txid) const {
+    const auto found = requests_.find(txid);
+    return found == requests_.end() ? std::nullopt : std::optional(found->second.op);
+  }
+
   struct Due {
     std::vector<SentRequest> overdue; // to be sent again
     std::vector<SentRequest> failed;

@@ -17,7 +17,7 @@ size_t take(size_t& budget, size_t bytes) {
 }
 
 size_t wire_bytes(const Contact& contact) {
-  return contact.endpoint.is_v4() ? 40 + 6 + 2 : 40 + 18 + 2;
+  return (contact.endpoint.is_v4() ? 40 + 6 + 2 : 40 + 18 + 2) + 1; // and its name in the entry
 }
 
 // Contacts that fit `budget`, which shrinks by what they cost.

@@ -9,6 +9,9 @@ namespace lah::wire {
 
 class Writer {
 public:
+  Writer() = default;
+  explicit Writer(size_t expected_bytes) { out_.bytes.reserve(expected_bytes); }
+
   Writer& array(size_t size) {
     return packed([&] { packer_.pack_array(static_cast<uint32_t>(size)); });
   }

@@ -185,6 +185,49 @@ TEST(DhtMessage, EveryTruncationAndBitFlipIsHarmless) {
   }
 }
 
+TEST(DhtMessage, ContactsOfSeveralKeysTravelOnce) {
+  FindReply find{*Endpoint::parse("192.0.2.9", 1), {}};
+  for (uint8_t first = 0; first < Limits::kFindKeys; ++first) {
+    FindReply::Entry entry;
+    for (uint8_t i = 0; i < 10; ++i)
+      entry.contacts.push_back(contact(static_cast<uint8_t>(1 + (first + i) % 14), "192.0.2.1"));
+    find.entries.push_back(entry);
+  }
+  const auto decoded = std::get<FindReply>(round_trip(Reply(find)));
+  for (size_t i = 0; i < Limits::kFindKeys; ++i)
+    EXPECT_EQ(decoded.entries.at(i).contacts, find.entries[i].contacts);
+  EXPECT_LT(encode(kHeader, Reply(find)).size(), kFindReplyWireBytes + 14 * 48 + 8 * (10 + 8) + 1);
+}
+
+TEST(DhtMessage, AContactThatIsNotThereIsRefused) {
+  wire::Writer out;
+  out.array(10).u64(0x42).u64(1).u64(0).bin(as_bytes(PuzzleNonce{})).bin({}).u64(1).bin({});
+  out.bin(encode_endpoint(*Endpoint::parse("192.0.2.9", 1)));
+  out.array(1).bin(encode_contact(contact(1, "192.0.2.1")));
+  out.array(1).array(3).array(1).u64(0);
+  Buffer reply = out.take();
+  const size_t place = reply.size() - 1;
+  append(reply, as_bytes(std::array<uint8_t, 2>{0x90, 0xc2})); // no records, no more
+  ASSERT_TRUE(decode(reply));
+  reply[place] = std::byte{1};
+  EXPECT_FALSE(decode(reply));
+}
+
+TEST(DhtMessage, RepliesNobodyAwaitsStayUnread) {
+  const Buffer reply = encode(kHeader, Reply(PingReply{*Endpoint::parse("192.0.2.9", 1)}));
+  const auto body = [&](bool awaited) {
+    const auto decoded = decode(reply, [&](uint64_t txid) {
+      EXPECT_EQ(txid, kHeader.txid);
+      return awaited;
+    });
+    return std::get<ReplyMessage>(*decoded).body;
+  };
+  EXPECT_TRUE(std::holds_alternative<PingReply>(body(true)));
+  EXPECT_TRUE(std::holds_alternative<ErrorReply>(body(false)));
+  const Buffer request = encode(kHeader, Request(PingRequest{}));
+  EXPECT_TRUE(decode(request, [](uint64_t) { return false; }));
+}
+
 TEST(DhtMessage, TooManyElementsAreRefused) {
   StoreRequest store;
   for (size_t i = 0; i <= Limits::kStoreBatch; ++i)
