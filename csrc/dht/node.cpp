@@ -297,7 +297,7 @@ void Node::start_store(Time now, WallMs wall, Record record, Time deadline,
 
 void Node::start_lookup(Time now, WallMs wall, const Id& target, Time deadline,
                         LookupOperation::Done done) {
-  set_time(now, wall);
+  resume(now, wall);
   begin(std::make_unique<LookupOperation>(target, id_, true, std::move(done)), deadline);
 }
 

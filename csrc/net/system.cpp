@@ -1,7 +1,9 @@
 #include "net/system.hpp"
 
 #include <sodium.h>
+#include <sys/resource.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 
@@ -38,6 +40,19 @@ void SystemRng::fill(MutableByteView out) {
   std::memcpy(out.data(), taken, out.size());
   sodium_memzero(taken, out.size());
   left_ -= out.size();
+}
+
+bool raise_file_limit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= limit.rlim_max)
+    return false;
+  const rlim_t before = limit.rlim_cur;
+  limit.rlim_cur = limit.rlim_max;
+  if (setrlimit(RLIMIT_NOFILE, &limit) == 0)
+    return true;
+  limit.rlim_cur =
+      std::min<rlim_t>(limit.rlim_max, 10'240); // macOS takes no more, whatever it says
+  return limit.rlim_cur > before && setrlimit(RLIMIT_NOFILE, &limit) == 0;
 }
 
 } // namespace lah::net

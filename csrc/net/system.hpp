@@ -26,4 +26,8 @@ private:
   size_t left_ = 0;
 };
 
+// Lets this process open as many files as the system grants without asking anybody; false if that
+// is no more than it could before. A process of a thousand nodes needs it, no other pays for it.
+bool raise_file_limit();
+
 } // namespace lah::net

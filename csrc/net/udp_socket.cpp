@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "net/address.hpp"
+#include "net/system.hpp"
 
 namespace lah::net {
 namespace {
@@ -34,7 +35,9 @@ Error bind_error(const Endpoint& bind, int code) {
 } // namespace
 
 Result<UdpSocket> UdpSocket::bind_family(const Endpoint& bind, bool v6, Calls calls) {
-  const int fd = socket(v6 ? AF_INET6 : AF_INET, SOCK_DGRAM, 0);
+  int fd = socket(v6 ? AF_INET6 : AF_INET, SOCK_DGRAM, 0);
+  if (fd < 0 && errno == EMFILE && raise_file_limit())
+    fd = socket(v6 ? AF_INET6 : AF_INET, SOCK_DGRAM, 0);
   if (fd < 0)
     return bind_error(bind, errno);
   UdpSocket opened(fd, v6, calls);

@@ -1,5 +1,6 @@
 // Real sockets on loopback.
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <future>
 
@@ -52,6 +53,22 @@ TEST_P(SocketTest, CarriesBatchesInOrderWithTheirSender) {
     EXPECT_EQ(got[i].first, loopback(a->port()));
     EXPECT_EQ(got[i].second, datagrams[i].bytes);
   }
+}
+
+TEST(UdpSocket, OpensMoreThanTheSoftLimitOfFiles) {
+  rlimit before{};
+  ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+  rlimit low = before;
+  low.rlim_cur = 64;
+  if (before.rlim_max < 256)
+    GTEST_SKIP() << "the hard limit is " << before.rlim_max;
+  ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &low), 0);
+  std::vector<UdpSocket> sockets;
+  for (int i = 0; i < 100; ++i)
+    if (auto opened = UdpSocket::open(kLoopback))
+      sockets.push_back(std::move(*opened));
+  EXPECT_EQ(setrlimit(RLIMIT_NOFILE, &before), 0);
+  EXPECT_EQ(sockets.size(), 100U);
 }
 
 TEST_P(SocketTest, WhatCannotBeSentHarmsNothingElse) {
