@@ -94,21 +94,21 @@ void GetOperation::hear(OperationHost& host, const Contact& from,
     if (accept(host, record))
       replica.told = crypto::sha256({as_bytes(replica.told), as_bytes(record.owner),
                                      std::as_bytes(std::span(&record.seq, 1))});
-  if (more)
-    ask_page(host, from, replica, records);
-  else
+  if (!more) {
     told_all(replica);
+    return;
+  }
+  if (!records.empty())
+    replica.after = records.back().owner;
+  replica.asked_again = false;
+  ask_page(host, from, replica);
 }
 
-void GetOperation::ask_page(OperationHost& host, const Contact& from, Replica& replica,
-                            const std::vector<Record>& records) {
+void GetOperation::ask_page(OperationHost& host, const Contact& from, Replica& replica) {
   if (++replica.pages_asked > kPagesPerReplica)
     return;
-  PageRequest page{lookup_.target(), std::nullopt};
-  if (!records.empty())
-    page.after = records.back().owner;
   ++pages_owed_;
-  host.request(id, from, page);
+  host.request(id, from, PageRequest{lookup_.target(), replica.after});
 }
 
 void GetOperation::told_all(const Replica& replica) {
@@ -137,10 +137,15 @@ void GetOperation::on_answer(OperationHost& host, const SentRequest& request, co
 }
 
 void GetOperation::on_failed(OperationHost& host, const SentRequest& request) {
-  if (request.kind == MessageKind::kGetPage)
-    --pages_owed_;
-  else
+  if (request.kind != MessageKind::kGetPage) {
     LookupOperation::on_failed(host, request);
+    return;
+  }
+  --pages_owed_;
+  // One lost page ends the whole chain behind it, and dozens of pages are rarely all lucky.
+  Replica& replica = replicas_[request.to.key];
+  if (!std::exchange(replica.asked_again, true))
+    ask_page(host, request.to, replica);
 }
 
 GetResult GetOperation::so_far(const OperationHost& host) const {

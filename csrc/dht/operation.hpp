@@ -119,14 +119,15 @@ private:
   // What one node said so far.
   struct Replica {
     size_t pages_asked = 0;
-    crypto::Digest told{}; // of owners and seqs, in their order
+    std::optional<PublicKey> after = {}; // the page being waited for
+    bool asked_again = false;            // for that page
+    crypto::Digest told{};               // of owners and seqs, in their order
   };
 
   void hear(OperationHost& host, const Contact& from, const std::vector<Record>& records,
             bool more);
   bool accept(OperationHost& host, const Record& record);
-  void ask_page(OperationHost& host, const Contact& from, Replica& replica,
-                const std::vector<Record>& records);
+  void ask_page(OperationHost& host, const Contact& from, Replica& replica);
   void told_all(const Replica& replica);
 
   Consistency consistency_;
