@@ -37,20 +37,21 @@ Result<Packet> parse_packet(ByteView datagram) {
   return packet;
 }
 
-PacketSealer::PacketSealer(const Identity& identity, std::string_view network_id, Rng& rng)
-    : identity_(identity), network_id_(network_id), rng_(rng), keys_(rng) {}
+PacketSealer::PacketSealer(const Identity& identity, std::string_view network_id, Rng& rng,
+                           KeyAgreements* agreements)
+    : identity_(identity), network_id_(network_id), rng_(rng), agreements_(agreements), keys_(rng) {
+}
 
 std::optional<PairKey> PacketSealer::agree(const PublicKey& peer) const {
-  const Result<ExchangeKey> theirs = exchange_key(peer);
-  ExchangeKey shared{};
-  if (!theirs ||
-      crypto_scalarmult(shared.data(), identity_.exchange_secret().data(), theirs->data()) != 0)
+  const std::optional<ExchangeKey> shared =
+      agreements_ != nullptr ? agreements_->agree(identity_, peer) : crypto::agree(identity_, peer);
+  if (!shared)
     return std::nullopt;
   PairKey key{};
   Buffer domain = statement_buffer("lah-dht-1");
   append(domain, as_bytes(network_id_));
-  crypto_generichash(key.data(), key.size(), u8(ByteView(domain)), domain.size(), shared.data(),
-                     shared.size());
+  crypto_generichash(key.data(), key.size(), u8(ByteView(domain)), domain.size(), shared->data(),
+                     shared->size());
   return key;
 }
 

@@ -6,6 +6,7 @@
 
 #include <optional>
 
+#include "crypto/key_agreements.hpp"
 #include "crypto/pair_key_cache.hpp"
 
 namespace lah::crypto {
@@ -32,7 +33,9 @@ Result<Packet> parse_packet(ByteView datagram);
 // signed records.
 class PacketSealer {
 public:
-  PacketSealer(const Identity& identity, std::string_view network_id, Rng& rng);
+  // `agreements`: shared with other identities of this thread, or none.
+  PacketSealer(const Identity& identity, std::string_view network_id, Rng& rng,
+               KeyAgreements* agreements = nullptr);
 
   Result<Buffer> seal(const PublicKey& receiver, ByteView plaintext);
   Result<Buffer> open(const Packet& packet);
@@ -57,6 +60,7 @@ private:
   const Identity& identity_;
   std::string network_id_;
   Rng& rng_;
+  KeyAgreements* agreements_;
   PairKeyCache keys_;
 };
 

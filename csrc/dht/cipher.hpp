@@ -23,8 +23,9 @@ public:
 
 class SealedCipher final : public PacketCipher {
 public:
-  SealedCipher(const crypto::Identity& identity, std::string_view network_id, Rng& rng)
-      : sealer_(identity, network_id, rng) {}
+  SealedCipher(const crypto::Identity& identity, std::string_view network_id, Rng& rng,
+               crypto::KeyAgreements* agreements = nullptr)
+      : sealer_(identity, network_id, rng, agreements) {}
 
   Result<Buffer> seal(const crypto::PublicKey& receiver, ByteView plaintext) override {
     return sealer_.seal(receiver, plaintext);

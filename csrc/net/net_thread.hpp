@@ -8,6 +8,7 @@
 #include <thread>
 #include <unordered_map>
 
+#include "crypto/key_agreements.hpp"
 #include "net/poller.hpp"
 #include "net/system.hpp"
 #include "net/turn_times.hpp"
@@ -52,7 +53,8 @@ public:
   void unwatch(int fd);
 
   const Clock& clock() const { return clock_; }
-  Rng& rng() { return rng_; } // network thread only
+  Rng& rng() { return rng_; }                                 // network thread only
+  crypto::KeyAgreements& agreements() { return agreements_; } // network thread only
   // What the loop spent outside its wait.
   TurnTimes& turn_times() { return turn_times_; }
 
@@ -65,6 +67,7 @@ private:
   std::unique_ptr<Poller> poller_;
   SystemClock clock_;
   SystemRng rng_;
+  crypto::KeyAgreements agreements_;
 
   std::mutex mutex_;
   std::vector<Command> commands_;

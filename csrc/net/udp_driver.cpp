@@ -10,7 +10,8 @@ Result<std::unique_ptr<UdpDriver>> UdpDriver::open(NetThread& thread,
     return socket.error();
   std::unique_ptr<UdpDriver> driver(new UdpDriver(thread, std::move(*socket)));
   thread.run_and_wait([&] {
-    driver->core_ = std::make_unique<Core>(std::move(config), identity, thread.rng());
+    driver->core_ =
+        std::make_unique<Core>(std::move(config), identity, thread.rng(), thread.agreements());
     thread.watch(driver->socket_.fd(), *driver);
     driver->on_timer(thread.clock().now()); // the way into the network is asked for at once
   });

@@ -14,8 +14,9 @@ class UdpDriver final : public Service {
 public:
   // What lives on the network thread, and may be touched only there.
   struct Core {
-    Core(dht::NodeConfig config, const crypto::Identity& owner, Rng& rng)
-        : identity(owner), cipher(identity, config.network_id, rng),
+    Core(dht::NodeConfig config, const crypto::Identity& owner, Rng& rng,
+         crypto::KeyAgreements& agreements)
+        : identity(owner), cipher(identity, config.network_id, rng, &agreements),
           node(std::move(config), identity, cipher, rng), declarer(node), search(node),
           beam(node,
                [this](const auto& key, uint64_t boot) { return search.is_suspect(key, boot); }),
