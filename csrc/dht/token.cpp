@@ -1,11 +1,22 @@
 #include "dht/token.hpp"
 
 namespace lah::dht {
+namespace {
 
-TokenIssuer::TokenIssuer(Rng& rng) {
-  rng.fill(std::as_writable_bytes(std::span(current_)));
-  rng.fill(std::as_writable_bytes(std::span(previous_)));
+// Twice as many random bits as SipHash takes: a generator that is weaker than it claims still
+// leaves enough.
+std::array<uint8_t, 16> draw_secret(Rng& rng) {
+  std::array<uint8_t, 32> random{};
+  rng.fill(std::as_writable_bytes(std::span(random)));
+  const crypto::Digest digest = crypto::sha256({as_bytes(random)});
+  std::array<uint8_t, 16> secret{};
+  std::memcpy(secret.data(), digest.data(), secret.size());
+  return secret;
 }
+
+} // namespace
+
+TokenIssuer::TokenIssuer(Rng& rng) : current_(draw_secret(rng)), previous_(draw_secret(rng)) {}
 
 Token TokenIssuer::make(const Secret& secret, const Endpoint& endpoint, const PublicKey& key) {
   std::array<uint8_t, 48> bearer;
@@ -30,7 +41,7 @@ void TokenIssuer::rotate_if_due(Time now, Rng& rng) {
     return;
   rotated_at_ = now;
   previous_ = current_;
-  rng.fill(std::as_writable_bytes(std::span(current_)));
+  current_ = draw_secret(rng);
 }
 
 } // namespace lah::dht
