@@ -163,7 +163,7 @@ inline constexpr size_t kFindReplyWireBytes = kHeaderWireBytes + 20 + 3 + 1;
 inline constexpr size_t kFindEntryWireBytes = 1 + 3 + 3 + 1;
 inline constexpr size_t kPageWireBytes = kHeaderWireBytes + 3 + 1;
 // The same for a STORE, whose records carry their keys.
-inline constexpr size_t kStoredRecordWireOverhead = kRecordWireOverhead + 34;
+inline constexpr size_t kStoredKeyWireBytes = 34;
 inline constexpr size_t kStoreWireBytes = kHeaderWireBytes + 1;
 
 } // namespace lah::dht

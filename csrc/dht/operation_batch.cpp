@@ -11,7 +11,7 @@ namespace {
 size_t wire_bytes(const StoreRequest& store) {
   size_t bytes = kStoreWireBytes;
   for (const Record& record : store.records)
-    bytes += record.payload.size() + kStoredRecordWireOverhead;
+    bytes += record_wire_bytes(record) + kStoredKeyWireBytes;
   return bytes;
 }
 
