@@ -64,6 +64,10 @@ def test_every_form_gives_the_same_results(join: Join, call: Call) -> None:
     for consistency in ("first", "quorum", "all"):
         assert call(first, "get", "name", consistency=consistency) == [(second.public_key, b"value")]
     assert call(first, "get", b"absent") == []
+    assert call(second, "store_many", {"many": b"1", b"\xff": b"2"}, 30.0) == {"many": 2, b"\xff": 2}
+    found = call(first, "get_many", ["many", b"\xff", "absent"], consistency="all")
+    assert found == {"many": [(second.public_key, b"1")], b"\xff": [(second.public_key, b"2")], "absent": []}
+    assert call(first, "get_many", []) == call(first, "store_many", {}) == {}
     assert 0 < call(second, "ping", HERE, first.port, timeout=5.0) < 5
     assert call(second, "declare_experts", ["ffn.0", "ffn.3"], HERE, 4000, boot_id=7) == 2
     found = call(first, "get_experts", ["ffn.3", "ffn.1"])
@@ -89,7 +93,13 @@ def test_every_form_waits_no_longer_than_it_may(join: Join, call: Call, silent: 
         ("get", ("",), {}),
         ("get", ("name",), {"timeout": -1}),
         ("get", ("name",), {"consistency": "most"}),
+        ("get", ("name",), {"max_age": -1}),
+        ("get_many", ("name",), {}),
+        ("get_many", (["name", ""],), {}),
+        ("get_many", ([str(i) for i in range(16385)],), {}),
         ("store", ("name", b""), {}),
+        ("store_many", ({"name": b""},), {}),
+        ("store_many", (["name"],), {}),
         ("declare_experts", (["ffn.01"], HERE, 4000), {}),
         ("declare_experts", (["ffn.1"], HERE, 0), {}),
         ("get_experts", ("ffn.1",), {}),

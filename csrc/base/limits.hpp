@@ -17,6 +17,7 @@ struct Limits {
   // --- names
   // --------------------------------------------------------------------------------------
   static constexpr size_t kUidBytes = 128;
+  static constexpr size_t kNamesPerCall = 16384; // of one get_many or store_many of a program
   static constexpr size_t kGridDims = 8;
   static constexpr size_t kGridExperts = 65536; // full-map mode
 

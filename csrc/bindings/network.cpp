@@ -155,8 +155,13 @@ void bind_network(py::module_& m) {
       .def_property_readonly("public_key", &Network::public_key)
       .def_property_readonly("closed", &Network::closed)
       .def("wait_ready", &Network::wait_ready, py::arg("timeout"))
-      .def("get", &Network::get, py::arg("name"), py::arg("consistency"), py::arg("timeout"))
+      .def("get", &Network::get, py::arg("name"), py::arg("consistency"), py::arg("max_age"),
+           py::arg("timeout"))
+      .def("get_many", &Network::get_many, py::arg("names"), py::arg("consistency"),
+           py::arg("max_age"), py::arg("timeout"))
       .def("store", &Network::store, py::arg("name"), py::arg("value"), py::arg("expiration"),
+           py::arg("timeout"))
+      .def("store_many", &Network::store_many, py::arg("values"), py::arg("expiration"),
            py::arg("timeout"))
       .def("declare", &Network::declare, py::arg("uids"), py::arg("schema_hashes"),
            py::arg("addresses"), py::arg("tcp_port"), py::arg("boot_id"), py::arg("period"),

@@ -33,11 +33,19 @@ public:
 
   // --- network_records.cpp
   // [(owner's key, payload)], newest first. `consistency`: "first", "quorum" or "all".
+  // What an earlier get that was at most `max_age` seconds ago found will do.
   std::shared_ptr<Answer> get(const pybind11::bytes& name, const std::string& consistency,
-                              double timeout);
+                              double max_age, double timeout);
+  // What get() gives, for each name.
+  std::shared_ptr<Answer> get_many(const std::vector<pybind11::bytes>& names,
+                                   const std::string& consistency, double max_age, double timeout);
   // The number of copies.
   std::shared_ptr<Answer> store(const pybind11::bytes& name, const pybind11::bytes& value,
                                 double expiration, double timeout);
+  // What store() gives, for each (name, value).
+  std::shared_ptr<Answer>
+  store_many(const std::vector<std::pair<pybind11::bytes, pybind11::bytes>>& values,
+             double expiration, double timeout);
 
   // --- network_experts.cpp
   // The number of copies. Waits up to `join_timeout` for a way into the network first.
@@ -72,6 +80,9 @@ private:
   std::shared_ptr<net::UdpDriver> driver();
   void post(net::UdpDriver::Command command);
   void run(const net::UdpDriver::Command& command);
+  uint64_t next_seq(const dht::Node& node) {
+    return last_seq_ = std::max(last_seq_ + 1, node.next_seq());
+  }
 
   // Raises Overloaded if too many calls wait for theirs.
   template <class T>

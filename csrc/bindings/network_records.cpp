@@ -9,8 +9,20 @@ namespace py = pybind11;
 namespace lah::bindings {
 namespace {
 
-dht::Id user_key(const py::bytes& name) {
-  return dht::record_key("lah-user-1", as_bytes(std::string_view(name)));
+dht::Id user_key(std::string_view name) {
+  return dht::record_key("lah-user-1", as_bytes(name));
+}
+
+Buffer buffer_from(std::string_view text) {
+  const ByteView bytes = as_bytes(text);
+  return {bytes.begin(), bytes.end()};
+}
+
+void check_count(const char* argument, size_t count) {
+  if (count > Limits::kNamesPerCall)
+    raise_error({ErrorCode::kInvalidArgument,
+                 std::string(argument) + ": at most " + std::to_string(Limits::kNamesPerCall) +
+                     " names go into one call, got " + std::to_string(count)});
 }
 
 py::object newest_first(std::vector<dht::Record> found) {
@@ -49,16 +61,40 @@ void check_value(std::string_view value, double expiration) {
 } // namespace
 
 std::shared_ptr<Answer> Network::get(const py::bytes& name, const std::string& consistency,
-                                     double timeout) {
+                                     double max_age, double timeout) {
   const Duration allowed = seconds(timeout);
   auto answer = open<dht::GetResult>("get", allowed, [](dht::GetResult&& result) {
     return newest_first(std::move(result.records));
   });
-  post([=, key = user_key(name), enough = consistency_from(consistency)](auto& core, Time now,
-                                                                         WallMs wall) {
+  post([=, key = user_key(name), enough = consistency_from(consistency),
+        age = seconds(max_age)](auto& core, Time now, WallMs wall) {
     core.node.start_get(
         now, wall, key, now + allowed,
-        [answer](dht::GetResult result) { answer->set(std::move(result)); }, enough);
+        [answer](dht::GetResult result) { answer->set(std::move(result)); }, enough, age);
+  });
+  return answer;
+}
+
+std::shared_ptr<Answer> Network::get_many(const std::vector<pybind11::bytes>& names,
+                                          const std::string& consistency, double max_age,
+                                          double timeout) {
+  using Results = std::vector<dht::GetResult>;
+  check_count("names", names.size());
+  const Duration allowed = seconds(timeout);
+  auto answer = open<Results>("get_many", allowed, [](Results&& results) {
+    py::list found;
+    for (dht::GetResult& result : results)
+      found.append(newest_first(std::move(result.records)));
+    return found;
+  });
+  std::vector<dht::Id> keys;
+  for (const py::bytes& name : names)
+    keys.push_back(user_key(name));
+  post([=, keys = std::move(keys), enough = consistency_from(consistency),
+        age = seconds(max_age)](auto& core, Time now, WallMs wall) {
+    core.node.start_get_many(
+        now, wall, keys, now + allowed,
+        [answer](Results results) { answer->set(std::move(results)); }, enough, age);
   });
   return answer;
 }
@@ -69,14 +105,41 @@ std::shared_ptr<Answer> Network::store(const py::bytes& name, const py::bytes& v
   check_value(text, expiration);
   const Duration allowed = seconds(timeout);
   const auto lifetime_ms = static_cast<uint64_t>(expiration * 1e3);
-  const ByteView bytes = as_bytes(text);
   auto answer = open<size_t>("store", allowed, [](size_t copies) { return py::int_(copies); });
-  post([this, answer, allowed, lifetime_ms, key = user_key(name),
-        payload = Buffer(bytes.begin(), bytes.end())](auto& core, Time now, WallMs wall) {
-    last_seq_ = std::max(last_seq_ + 1, core.node.next_seq());
+  post([=, this, key = user_key(name), payload = buffer_from(text)](auto& core, Time now,
+                                                                    WallMs wall) {
     core.node.start_store(
-        now, wall, core.node.sign(key, last_seq_, wall + lifetime_ms, payload), now + allowed,
+        now, wall, core.node.sign(key, next_seq(core.node), wall + lifetime_ms, payload),
+        now + allowed,
         [answer](const dht::StoreResult& result) { answer->set(result.replicas + 1); });
+  });
+  return answer;
+}
+
+std::shared_ptr<Answer>
+Network::store_many(const std::vector<std::pair<pybind11::bytes, pybind11::bytes>>& values,
+                    double expiration, double timeout) {
+  using Results = std::vector<dht::StoreResult>;
+  check_count("values", values.size());
+  std::vector<std::pair<dht::Id, Buffer>> payloads;
+  for (const auto& [name, value] : values) {
+    check_value(value, expiration);
+    payloads.emplace_back(user_key(name), buffer_from(value));
+  }
+  const Duration allowed = seconds(timeout);
+  const auto lifetime_ms = static_cast<uint64_t>(expiration * 1e3);
+  auto answer = open<Results>("store_many", allowed, [](Results&& results) {
+    py::list copies;
+    for (const dht::StoreResult& result : results)
+      copies.append(result.replicas + 1);
+    return copies;
+  });
+  post([=, this, payloads = std::move(payloads)](auto& core, Time now, WallMs wall) {
+    std::vector<dht::Record> records;
+    for (const auto& [key, payload] : payloads)
+      records.push_back(core.node.sign(key, next_seq(core.node), wall + lifetime_ms, payload));
+    core.node.start_store_many(now, wall, std::move(records), now + allowed,
+                               [answer](Results results) { answer->set(std::move(results)); });
   });
   return answer;
 }
