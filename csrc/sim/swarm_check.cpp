@@ -43,6 +43,7 @@ private:
   struct Peer {
     Time born = 0;
     bool afflicted = false; // frozen, deaf or mute: promises nothing for now
+    bool hidden = false;    // behind a NAT
     bool beyond = false;    // on the far side of the partition
   };
   struct Owned {
@@ -54,6 +55,7 @@ private:
   void birth();
   void death(size_t node);
   size_t any_alive();
+  size_t any_public(); // one that anybody can join through
   bool well(size_t node) const;
   void befall(const Fault& fault);
   void afflict(size_t node, const Fault& fault);
@@ -97,10 +99,17 @@ size_t SwarmCheck::any_alive() {
   return alive_[rng_.below(alive_.size())];
 }
 
+size_t SwarmCheck::any_public() {
+  size_t node = any_alive();
+  while (peers_[node].hidden)
+    node = any_alive();
+  return node;
+}
+
 void SwarmCheck::birth() {
   VirtualNetwork::NodeOptions node;
   for (int i = 0; i < 3 && !alive_.empty(); ++i)
-    node.seeds.push_back(any_alive());
+    node.seeds.push_back(any_public());
   if (chance(rng_, plan_.skewed))
     node.clock_skew_ms =
         static_cast<int64_t>(rng_.below(2 * static_cast<uint64_t>(plan_.skew_ms_most))) -
@@ -112,7 +121,8 @@ void SwarmCheck::birth() {
     node.nat_timeout = 30 * kSecond + static_cast<Duration>(rng_.below(90 * kSecond));
   }
   const size_t index = net_.add(node);
-  peers_.push_back({net_.now(), false, partitioned_ && chance(rng_, plan_.partition.share)});
+  peers_.push_back({net_.now(), false, node.nat != NatKind::kNone,
+                    partitioned_ && chance(rng_, plan_.partition.share)});
   alive_.push_back(index);
 }
 
