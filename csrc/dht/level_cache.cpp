@@ -53,12 +53,16 @@ void LevelCache::read(Time now, WallMs wall, const LevelName& name) {
 }
 
 void LevelCache::ask(Time now, WallMs wall, const LevelName& name, Entry& entry, size_t indices) {
+  // Somebody waits for the first reading; what three replicas miss comes with the next one.
+  const Consistency consistency =
+      entry.read_at == kNever ? Consistency::kQuorum : Consistency::kAll;
   while (entry.asked < indices) {
     const size_t index = entry.asked++;
     ++entry.open;
     node_.start_get(
         now, wall, level_key(name, index), now + kReadDeadline,
-        [this, name, index](const GetResult& result) { on_records(name, index, result); });
+        [this, name, index](const GetResult& result) { on_records(name, index, result); },
+        consistency);
   }
 }
 
@@ -72,7 +76,8 @@ void LevelCache::on_records(const LevelName& name, size_t index, const GetResult
     const auto level = decode_level(record.payload);
     held = {record.seq, record.expiry_ms, level ? *level : LevelRecord{}};
   }
-  // Where peers are known, a get that none of them answered has read nothing, however soon it ended.
+  // Where peers are known, a get that none of them answered has read nothing, however soon it
+  // ended.
   const bool unheard =
       result.answered == 0 && (node_.table().size() > 0 || node_.status().isolated);
   entry.failed |= !result.complete || unheard;

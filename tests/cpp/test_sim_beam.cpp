@@ -48,6 +48,10 @@ struct Swarm {
 
   void trainer_at(size_t node) {
     trainer = node;
+    if (beam != nullptr) { // what it reads ahead may be on its way
+      former.push_back(std::move(beam));
+      former.push_back(std::move(search));
+    }
     search = std::make_unique<ExpertSearch>(net.node(node));
     beam = std::make_unique<BeamSearch>(net.node(node), [this](const auto& owner, uint64_t boot) {
       return search->is_suspect(owner, boot);
@@ -112,20 +116,23 @@ struct Swarm {
   std::map<size_t, std::unique_ptr<Declarer>> declarers;
   std::unique_ptr<ExpertSearch> search;
   std::unique_ptr<BeamSearch> beam;
+  std::vector<std::unique_ptr<NodeTask>> former; // trainers
   size_t trainer = 0;
   uint64_t boots = 0;
 };
 
 constexpr Duration kRtt = 100 * kMillisecond;
 
-// Twelve servers of a 3-D or 2-D grid in a settled network of 300 nodes.
-void measure(const std::vector<int64_t>& size, double most_round_trips) {
+// Twelve servers of a 3-D or 2-D grid in a settled network of 300 nodes, and trainers that know
+// nothing yet: the round trips of each one's first search, on average. The next one costs nothing.
+double mean_cold_round_trips(const std::vector<int64_t>& size) {
+  constexpr size_t kNodes = 300;
+  constexpr size_t kTrainers = 10;
   Swarm swarm(Faults::constant_rtt(kRtt), size);
-  for (size_t i = 0; i < 300; ++i)
+  for (size_t i = 0; i < kNodes; ++i)
     swarm.net.add({.seeds = i == 0 ? std::vector<size_t>{} : std::vector<size_t>{0}});
   swarm.net.settle();
   swarm.net.run_for(5 * kSecond);
-  swarm.trainer_at(299);
   for (uint32_t node = 1; node <= 12; ++node) {
     Coordinates first(size.size(), 0);
     first[0] = 23 * node % static_cast<uint32_t>(size[0]);
@@ -133,33 +140,37 @@ void measure(const std::vector<int64_t>& size, double most_round_trips) {
       first[1] = 17 * node % static_cast<uint32_t>(size[1]);
     swarm.serve(node, first, static_cast<uint32_t>(size.back()) / 2);
   }
-  swarm.net.acquaint(299);
-  const BeamRequest request = swarm.random_request(16, 4, 5);
-  const Time began = swarm.net.now();
-  swarm.expect_exact(request, swarm.find(request));
-  const double round_trips =
-      static_cast<double>(swarm.net.now() - began) / static_cast<double>(kRtt);
-  testing::Test::RecordProperty("round_trips", std::to_string(round_trips));
-  EXPECT_LE(round_trips, most_round_trips);
+  Duration took = 0;
+  for (size_t trainer = kNodes - kTrainers; trainer < kNodes; ++trainer) {
+    swarm.trainer_at(trainer);
+    swarm.net.acquaint(trainer);
+    const BeamRequest request = swarm.random_request(16, 4, trainer);
+    const Time began = swarm.net.now();
+    swarm.expect_exact(request, swarm.find(request));
+    took += swarm.net.now() - began;
 
-  const uint64_t sent = swarm.net.node(299).status().packets_out;
-  bool found = false;
-  EXPECT_FALSE(swarm.beam->find(swarm.net.now(), swarm.net.node(299).wall(), request, kNever,
-                                [&](const BeamResult& result) {
-                                  swarm.expect_exact(request, result);
-                                  found = true;
-                                }));
-  EXPECT_TRUE(found); // at once
-  swarm.net.collect(299);
-  EXPECT_EQ(swarm.net.node(299).status().packets_out, sent);
+    const uint64_t sent = swarm.net.node(trainer).status().packets_out;
+    bool found = false;
+    EXPECT_FALSE(swarm.beam->find(swarm.net.now(), swarm.net.node(trainer).wall(), request, kNever,
+                                  [&](const BeamResult& result) {
+                                    swarm.expect_exact(request, result);
+                                    found = true;
+                                  }));
+    EXPECT_TRUE(found); // at once
+    swarm.net.collect(trainer);
+    EXPECT_EQ(swarm.net.node(trainer).status().packets_out, sent);
+  }
+  const double mean = static_cast<double>(took) / static_cast<double>(kRtt * kTrainers);
+  testing::Test::RecordProperty("round_trips", std::to_string(mean));
+  return mean;
 }
 
 TEST(SimBeam, TwoAxesTakeTwoLookupsColdAndNoPacketWarm) {
-  measure({300, 300}, 2 * 1.6);
+  EXPECT_LE(mean_cold_round_trips({300, 300}), 2 * 1.6);
 }
 
 TEST(SimBeam, ThreeAxesTakeThreeLookupsColdAndNoPacketWarm) {
-  measure({64, 64, 64}, 3 * 1.6);
+  EXPECT_LE(mean_cold_round_trips({64, 64, 64}), 3 * 1.6);
 }
 
 TEST(SimBeam, ExactThroughLossAndChurn) {
