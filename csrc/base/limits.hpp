@@ -52,13 +52,15 @@ struct Limits {
   static constexpr size_t kReplicas = 8;          // nodes that hold a record
   static constexpr size_t kQuorum = 3;            // replicas that agree, for a get that asks for it
   static constexpr size_t kLookupAlpha = 6;       // requests of one lookup in flight
+  static constexpr size_t kBackgroundAlpha = 4;   // the same, while nobody waits for it
+  static constexpr size_t kLookupSpares = 2;      // asked beyond kReplicas, by a store
   static constexpr size_t kLookupCandidates = 64;
-  static constexpr size_t kOperations = 4096;      // gets, stores and lookups of one node
-  static constexpr size_t kOpenCalls = 4096;       // of a program that waits for one node's answers
-  static constexpr size_t kBatchRequests = 128;    // of one get_many or store_many, in flight
-  static constexpr size_t kCachedRecords = 16384;  // found by gets that allow an age
+  static constexpr size_t kOperations = 4096;     // gets, stores and lookups of one node
+  static constexpr size_t kOpenCalls = 4096;      // of a program that waits for one node's answers
+  static constexpr size_t kBatchRequests = 128;   // of one get_many or store_many, in flight
+  static constexpr size_t kCachedRecords = 16384; // found by gets that allow an age
   static constexpr size_t kCachedBytes = size_t{8} << 20;
-  static constexpr size_t kPeerMemory = 8192;      // peers whose round-trip time and token are kept
+  static constexpr size_t kPeerMemory = 2048; // peers whose token is kept, and time if in no table
   static constexpr size_t kVerifiedRecords = 8192; // signatures known to be good
   static constexpr size_t kSeeds = 64;             // initial peers
   static constexpr size_t kPendingHellos = 256;
@@ -71,7 +73,7 @@ struct Limits {
   static constexpr size_t kClockSources = 64;      // networks whose clocks are compared with ours
   static constexpr size_t kClockVotes = 8;         // that a correction needs, our own included
   static constexpr size_t kHellosPerSecond = 1000; // answered by a server; each costs a signature
-  static constexpr size_t kAdmittedKeys = 65536; // remembered by who checks certificates
+  static constexpr size_t kAdmittedKeys = 65536;   // remembered by who checks certificates
   static constexpr size_t kNewcomersPerSecond =
       1024; // packets of keys never met that are looked at
   static constexpr size_t kNewcomersBurst = 2048;
@@ -83,6 +85,8 @@ struct Limits {
   static constexpr size_t kResultsPerSubnet = 2;   // contacts of one /24 or /48 in any result
   static constexpr size_t kDiverseCandidates = 48; // closest contacts a result is picked from
   static constexpr size_t kGreetings = 16;         // strangers being asked to prove themselves
+  static constexpr size_t kDoubtedContacts = 128;  // of the routing table, to be asked again soon
+  static constexpr size_t kTableCandidates = 32;   // heard of, to be asked for the routing table
   static constexpr size_t kDeclarationParts = 256; // records of one owner and prefix
   static constexpr size_t kDeclaredExperts = 65536;
   static constexpr size_t kNodeAddresses = 8;

@@ -4,8 +4,8 @@
 
 namespace lah::dht {
 
-Lookup::Lookup(const Id& target, const Id& own, bool patient)
-    : target_(target), own_(own), patient_(patient) {}
+Lookup::Lookup(const Id& target, const Id& own, Patience patience, size_t alpha)
+    : target_(target), own_(own), patience_(patience), alpha_(alpha) {}
 
 void Lookup::add(const Contact& contact) {
   if (contact.id == own_)
@@ -25,13 +25,17 @@ std::optional<Contact> Lookup::next() {
   size_t in_flight = 0;
   for (const Candidate& candidate : candidates_)
     in_flight += candidate.state == State::kWaiting;
-  if (in_flight >= Limits::kLookupAlpha)
+  if (in_flight >= alpha_)
     return std::nullopt;
+  // The patient ask a few more than they need, in place of those that will not answer.
+  const size_t most =
+      Limits::kReplicas + (patience_ == Patience::kPatient ? Limits::kLookupSpares : 0);
   size_t rank = 0;
   for (Candidate& candidate : candidates_) {
-    if (candidate.state == State::kFailed || candidate.state == State::kOverdue)
+    if (candidate.state == State::kFailed || candidate.state == State::kOverdue ||
+        candidate.state == State::kLapsed)
       continue;
-    if (rank++ == Limits::kReplicas)
+    if (rank++ == most)
       break;
     if (candidate.state == State::kNew) {
       candidate.state = State::kWaiting;
@@ -61,29 +65,35 @@ void Lookup::overdue(const Id& id) {
     candidate->state = State::kOverdue;
 }
 
+void Lookup::lapsed(const Id& id) {
+  if (Candidate* candidate = find(id); candidate && candidate->state == State::kOverdue)
+    candidate->state = State::kLapsed;
+}
+
 void Lookup::failed(const Id& id) {
   if (Candidate* candidate = find(id); candidate && candidate->state != State::kAnswered)
     candidate->state = State::kFailed;
 }
 
+bool Lookup::is_passed_over(const Candidate& candidate) const {
+  return candidate.state == State::kFailed || candidate.state == State::kLapsed ||
+         (candidate.state == State::kOverdue && patience_ != Patience::kPatient);
+}
+
 bool Lookup::finished() const {
   size_t rank = 0;
   for (const Candidate& candidate : candidates_) {
-    if (candidate.state == State::kFailed)
-      continue;
-    if (candidate.state == State::kOverdue && !patient_)
+    if (is_passed_over(candidate))
       continue;
     if (rank++ == Limits::kReplicas)
       break;
     if (candidate.state != State::kAnswered)
       return false;
   }
-  // An impatient lookup with nothing but silence so far waits for the overdue after all.
-  if (!patient_ && rank == 0)
-    return std::none_of(candidates_.begin(), candidates_.end(), [](const Candidate& candidate) {
-      return candidate.state == State::kOverdue;
-    });
-  return true;
+  // With nothing but silence so far, even the impatient wait until it is final.
+  return rank > 0 || std::all_of(candidates_.begin(), candidates_.end(), [](const auto& candidate) {
+           return candidate.state == State::kFailed;
+         });
 }
 
 std::vector<Lookup::Found> Lookup::closest() const {

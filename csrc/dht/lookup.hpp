@@ -13,16 +13,22 @@ namespace lah::dht {
 //
 // A peer that is overdue no longer holds back the search: its place is taken by the next one, and
 // its late answer still counts. An impatient lookup (a get) ends without the overdue; a patient one
-// (a store, which needs the true closest) waits until they answer or fail.
+// (a store, which needs the true closest) waits until they answer or their second chance lapses.
 class Lookup {
 public:
-  Lookup(const Id& target, const Id& own, bool patient);
+  enum class Patience : uint8_t {
+    kImpatient,
+    kPatient,
+  };
+  // `alpha`: requests in flight.
+  Lookup(const Id& target, const Id& own, Patience patience, size_t alpha = Limits::kLookupAlpha);
 
   void add(const Contact& contact);
   // The next peer to ask, and it counts as asked; none while enough are in flight.
   std::optional<Contact> next();
   void answered(const Id& id, const Token& token);
-  void overdue(const Id& id);
+  void overdue(const Id& id); // sent again
+  void lapsed(const Id& id);  // and nothing came of that
   void failed(const Id& id);
   bool finished() const;
 
@@ -37,7 +43,7 @@ public:
   bool empty() const { return candidates_.empty(); }
 
 private:
-  enum class State : uint8_t { kNew, kWaiting, kOverdue, kAnswered, kFailed };
+  enum class State : uint8_t { kNew, kWaiting, kOverdue, kLapsed, kAnswered, kFailed };
   struct Candidate {
     Id distance;
     Contact contact;
@@ -46,10 +52,12 @@ private:
   };
 
   Candidate* find(const Id& id);
+  bool is_passed_over(const Candidate& candidate) const;
 
   Id target_;
   Id own_;
-  bool patient_;
+  Patience patience_;
+  size_t alpha_;
   size_t asked_ = 0;
   std::vector<Candidate> candidates_; // closest first
 };

@@ -3,13 +3,17 @@
 #include <algorithm>
 
 namespace lah::dht {
+namespace {
+constexpr size_t kPingTokens = 64;
+constexpr Duration kNatForgets = 90 * kSecond;
+} // namespace
 
 Node::Node(NodeConfig config, const crypto::Identity& identity, PacketCipher& cipher, Rng& rng)
     : config_(std::move(config)), identity_(identity), cipher_(cipher), rng_(rng),
       id_(node_id(identity.public_key(), puzzle_)),
-      admission_(config_.admission, config_.network_id), table_(id_), storage_(id_),
-      verifier_(config_.network_id), tokens_(rng),
-      responder_(id_, storage_, table_, verifier_, admission_), hello_(cipher),
+      admission_(config_.admission, config_.network_id), table_(id_, config_.table_size),
+      upkeep_(table_), storage_(id_), verifier_(config_.network_id), tokens_(rng),
+      responder_(id_, storage_, table_, verifier_, admission_), memory_(table_), hello_(cipher),
       bootstrap_(config_.seeds), newcomers_(rng),
       ready_(config_.seeds.empty() && config_.state.contacts.empty()),
       last_seq_(config_.state.seq) {}
@@ -86,7 +90,7 @@ void Node::on_message(const Endpoint& from, const crypto::Packet& packet, size_t
   }
   const auto decoded = decode(*plaintext, [this](uint64_t txid) {
     const auto operation = pending_.operation(txid);
-    return operation && operations_.contains(*operation);
+    return operation && (*operation == kUpkeep || operations_.contains(*operation));
   });
   if (!decoded) {
     ++counters_.bad_packets;
@@ -148,11 +152,16 @@ size_t Node::reply_to(const Contact& from, uint64_t txid, const Reply& body, boo
 
 // Somebody who talks to us may be worth knowing; only its answer to our own question proves it.
 void Node::greet(const Contact& stranger) {
-  if (!table_.wants(stranger) || greeted_.size() >= Limits::kGreetings ||
-      !greeted_.insert(stranger.id).second)
+  if (!table_.has_room(stranger)) {
+    upkeep_.heard(stranger);
     return;
-  auto question = std::make_unique<PingOperation>(
-      stranger, [this, id = stranger.id](const PingResult&) { greeted_.erase(id); });
+  }
+  if (greeted_.size() >= Limits::kGreetings || !greeted_.insert(stranger.id).second)
+    return;
+  auto question =
+      std::make_unique<PingOperation>(stranger, [this, id = stranger.id](const PingResult&) {
+        greeted_.erase(id);
+      });
   question->unasked = true;
   begin(std::move(question), kNever);
 }
@@ -169,23 +178,32 @@ void Node::on_reply(const Contact& from, const ReplyMessage& message) {
     return;
   }
   cipher_.keep(from.key);
-  memory_.answered(from.key, now_ - request->sent_at, request->retransmitted);
-  if (message.header.token)
-    memory_.remember(from.key, *message.header.token);
-  if (!request->retransmitted)
-    clock_offset_.sample(now_, from.endpoint, message.header.wall_ms, machine_wall_,
-                         now_ - request->sent_at);
+  const std::optional<Duration> rtt =
+      request->retransmitted() ? std::nullopt : std::optional(now_ - request->sent_at);
+  if (rtt)
+    clock_offset_.sample(now_, from.endpoint, message.header.wall_ms, machine_wall_, *rtt);
   const auto* error = std::get_if<ErrorReply>(&message.body);
   const bool refused =
       !admission_.is_open() && error != nullptr && error->code == ErrorCode::kNotPermitted;
   note_outcome(!refused);
-  if (refused) { // it never saw our certificate, or forgot it
+  const bool met = memory_.has_met(from);
+  const bool member = table_.contains(from.id);
+  if (refused) // it never saw our certificate, or forgot it
     ++counters_.refusals;
-    memory_.forget_token(from.key);
-  } else if (message.header.client_mode)
+  else if (message.header.client_mode)
     table_.remove(from.id);
   else
-    table_.confirm(from, now_);
+    table_.confirm(from, rtt, now_);
+  memory_.answered(from, rtt, met);
+  if (!member && table_.contains(from.id)) // behind a NAT it could answer only because it had asked
+    upkeep_.ask_again(from, now_ + kNatForgets);
+  // Of the many that upkeep pings, few are ever asked for more.
+  if (refused)
+    memory_.forget_token(from.key);
+  else if (message.header.token && (kind != MessageKind::kPing || memory_.size() < kPingTokens))
+    memory_.remember(from.key, *message.header.token);
+  if (const auto* found = std::get_if<FindReply>(&message.body))
+    hear_of(from, *found);
   if (const auto* ping = std::get_if<PingReply>(&message.body))
     observe(ping->observed);
   else if (const auto* find = std::get_if<FindReply>(&message.body))
@@ -238,7 +256,8 @@ uint64_t Node::request(OpId op, const Contact& to, Request body) {
       sent.datagram = *sealed;
     send(to.endpoint, std::move(*sealed));
   }
-  pending_.add(std::move(sent), memory_.rto(to.key));
+  // The first strangers to answer are the nearest: what they say of others is not to be trusted yet.
+  pending_.add(std::move(sent), memory_.rto(to), std::max(memory_.strangers_rto(), kRtoInitial));
   return header.txid;
 }
 
@@ -298,7 +317,8 @@ void Node::start_store(Time now, WallMs wall, Record record, Time deadline,
 void Node::start_lookup(Time now, WallMs wall, const Id& target, Time deadline,
                         LookupOperation::Done done) {
   resume(now, wall);
-  begin(std::make_unique<LookupOperation>(target, id_, true, std::move(done)), deadline);
+  begin(std::make_unique<LookupOperation>(target, id_, Lookup::Patience::kPatient, std::move(done)),
+        deadline);
 }
 
 void Node::start_get_many(Time now, WallMs wall, std::vector<Id> keys, Time deadline,
@@ -411,8 +431,8 @@ void Node::abandon() {
   settle();
 }
 
-void Node::learn(const Contact& peer, Duration, Time now) {
-  table_.confirm(peer, now);
+void Node::learn(const Contact& peer, Duration rtt, Time now) {
+  table_.confirm(peer, rtt, now);
 }
 
 Record Node::sign(const Id& key, uint64_t seq, WallMs expiry_ms, Buffer payload) {

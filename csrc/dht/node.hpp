@@ -19,6 +19,7 @@
 #include "dht/responder.hpp"
 #include "dht/shared_gets.hpp"
 #include "dht/store_many.hpp"
+#include "dht/table_upkeep.hpp"
 
 namespace lah::dht {
 
@@ -29,6 +30,7 @@ struct NodeConfig {
   NodeState state = {};                       // of the node's last life
   std::vector<Endpoint> local_addresses = {}; // of the machine; to tell whether it is behind a NAT
   AdmissionPolicy admission = {};
+  TableSize table_size = TableSize::kDefault;
 };
 
 struct NodeStatus {
@@ -111,7 +113,7 @@ public:
   // For simulations that begin in a steady state: what an answer of this peer to a question of ours
   // would have taught the routing table, and the memory of round-trip times.
   void learn(const Contact& peer, Duration rtt, Time now);
-  void recall(const Contact& peer, Duration rtt) { memory_.answered(peer.key, rtt, false); }
+  void recall(const Contact& peer, Duration rtt) { memory_.answered(peer, rtt, true); }
 
   Record sign(const Id& key, uint64_t seq, WallMs expiry_ms, Buffer payload);
   // Above every seq this identity signed, as far as clock and saved state know.
@@ -131,6 +133,7 @@ public:
 
 private:
   using Operations = std::map<OpId, std::unique_ptr<Operation>>;
+  static constexpr OpId kUpkeep = 0; // asks for the routing table, which hears every answer
 
   // OperationHost
   uint64_t request(OpId op, const Contact& to, Request body) override;
@@ -154,6 +157,7 @@ private:
   // Bytes sent. `known`: the peer has heard from us before.
   size_t reply_to(const Contact& from, uint64_t txid, const Reply& body, bool known);
   void greet(const Contact& stranger);
+  void hear_of(const Contact& by, const FindReply& reply);
   void observe(const Endpoint& observed);
   std::optional<Endpoint> most_observed() const;
 
@@ -186,6 +190,7 @@ private:
   void run_requests();
   void run_bootstrap();
   void run_tick();
+  void run_table_upkeep();
   void ask_way_in(const std::vector<Endpoint>& addresses);
   void ask_to_be_admitted(const Contact& peer);
   void join();
@@ -207,6 +212,7 @@ private:
 
   Admission admission_;
   RoutingTable table_;
+  TableUpkeep upkeep_;
   Storage storage_;
   RecordVerifier verifier_;
   TokenIssuer tokens_;
@@ -244,6 +250,7 @@ private:
   std::bitset<32> outcomes_; // of our last requests, true if unanswered
   size_t outcome_count_ = 0;
   Time next_tick_ = 0;
+  Time next_remember_ = 0;
   Time next_split_check_ = kNever;
   Time next_lost_check_ = 0;
   Time observe_window_ = 0;

@@ -17,7 +17,7 @@ NodeState Node::save_state() const {
   state.network_id = config_.network_id;
   state.seq = last_seq_;
   for (const Contact& contact : table_.closest(id_, table_.size()))
-    state.contacts.push_back({contact, memory_.rtt(contact.key).value_or(-1)});
+    state.contacts.push_back({contact, memory_.rtt(contact).value_or(-1)});
   const auto far = state.contacts.begin() +
                    static_cast<std::ptrdiff_t>(std::min(kNearest, state.contacts.size()));
   std::stable_sort(far, state.contacts.end(), [](const auto& a, const auto& b) {
@@ -42,7 +42,7 @@ void Node::recall() {
     if (known.contact.id == id_ || !is_sendable(known.contact.endpoint))
       continue;
     if (known.rtt >= 0)
-      memory_.answered(known.contact.key, known.rtt, false);
+      memory_.answered(known.contact, known.rtt, true);
     addresses.push_back(known.contact.endpoint);
     if (addresses.size() > kRecalled)
       continue;

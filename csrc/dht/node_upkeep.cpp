@@ -5,12 +5,12 @@
 namespace lah::dht {
 namespace {
 constexpr Duration kTick = kSecond;
-// A contact unconfirmed for this long is probed, one each tick.
-constexpr Duration kProbeAfter = 60 * kSecond;
 // A bucket nobody looked into for this long gets a lookup, one each tick.
 constexpr Duration kRefreshAfter = 600 * kSecond;
 constexpr Duration kSplitCheck = 600 * kSecond;
 constexpr Duration kLostCheck = 10 * kSecond;
+constexpr Duration kDoubtFor = 5 * kSecond;
+constexpr Duration kRemember = 60 * kSecond;
 constexpr size_t kRememberedPeers = 16;
 } // namespace
 
@@ -61,10 +61,17 @@ void Node::run_requests() {
       retire_if_finished(request.op);
     }
   }
+  for (const SentRequest& request : due.lapsed)
+    if (const auto found = operations_.find(request.op); found != operations_.end()) {
+      found->second->on_lapsed(*this, request);
+      retire_if_finished(request.op);
+    }
   for (const SentRequest& request : due.failed) {
     ++counters_.requests_failed;
     if (table_.fail(request.to))
       bootstrap_.lost(request.to, now_);
+    else if (table_.contains(request.to.id))
+      upkeep_.ask_again(request.to, now_ + kDoubtFor);
     note_outcome(false);
     if (const auto found = operations_.find(request.op); found != operations_.end()) {
       found->second->on_failed(*this, request);
@@ -110,7 +117,7 @@ void Node::ask_way_in(const std::vector<Endpoint>& addresses) {
           } else if (answer && !admission_.is_open()) {
             ask_to_be_admitted(Contact::make(answer->key, {}, from));
           } else if (answer) {
-            table_.confirm(Contact::make(answer->key, {}, from), now_);
+            table_.confirm(Contact::make(answer->key, {}, from), answer->rtt, now_);
             join();
           }
           if (!looking_for_way_in())
@@ -124,7 +131,7 @@ void Node::join() {
   if (joining_)
     return;
   joining_ = true;
-  begin(std::make_unique<LookupOperation>(id_, id_, true,
+  begin(std::make_unique<LookupOperation>(id_, id_, Lookup::Patience::kPatient,
                                           [this](size_t answered) {
                                             joining_ = false;
                                             if (answered > 0)
@@ -154,16 +161,18 @@ void Node::run_tick() {
   storage_.expire(wall_);
   tokens_.rotate_if_due(now_, rng_);
   run_reachability();
-  if (table_.size() > 0) {
+  memory_.turn(now_);
+  if (table_.size() > 0 && now_ >= next_remember_) {
+    next_remember_ = now_ + kRemember;
     std::vector<Endpoint> alive;
     for (const Contact& contact : table_.closest(id_, kRememberedPeers))
       alive.push_back(contact.endpoint);
     bootstrap_.remember(std::move(alive));
   }
   if (!ready_ && table_.size() > 0)
-    join(); // nobody answered the first time, others have come since
-  if (const auto stale = table_.stalest(now_ - kProbeAfter))
-    begin(std::make_unique<PingOperation>(*stale, [](const PingResult&) {}), kNever);
+    join();        // nobody answered the first time, others have come since
+  if (!isolated()) // else it is our own line that fails, and nobody shall pay for it
+    run_table_upkeep();
   if (now_ >= next_lost_check_) {
     next_lost_check_ = now_ + kLostCheck;
     if (const auto lost = bootstrap_.pick_lost(now_, rng_))
@@ -177,7 +186,26 @@ void Node::run_tick() {
             kNever);
   }
   if (const auto target = table_.refresh_target(now_ - kRefreshAfter, now_, rng_))
-    begin(std::make_unique<LookupOperation>(*target, id_, false, nullptr), kNever);
+    begin(std::make_unique<LookupOperation>(*target, id_, Lookup::Patience::kImpatient, nullptr,
+                                            Limits::kBackgroundAlpha),
+          kNever);
+}
+
+void Node::hear_of(const Contact& by, const FindReply& reply) {
+  for (const FindReply::Entry& entry : reply.entries)
+    for (const Contact& contact : entry.contacts)
+      if (is_sendable(contact.endpoint) &&
+          (by.endpoint.is_loopback() || !contact.endpoint.is_loopback()))
+        upkeep_.heard(contact);
+}
+
+void Node::run_table_upkeep() {
+  TableUpkeep::Plan plan = upkeep_.plan(now_, rng_);
+  for (const Contact& contact : plan.pings)
+    begin(std::make_unique<PingOperation>(contact, [](const PingResult&) {}), kNever);
+  if (plan.gap)
+    for (const Contact& nearest : table_.closest(*plan.gap, 1))
+      request(kUpkeep, nearest, FindRequest{{*plan.gap}});
 }
 
 } // namespace lah::dht

@@ -10,8 +10,9 @@ constexpr size_t kPagesPerReplica = 1024;
 
 // --- LookupOperation -----------------------------------------------------------------------------
 
-LookupOperation::LookupOperation(const Id& target, const Id& own, bool patient, Done done)
-    : lookup_(target, own, patient), done_(std::move(done)) {}
+LookupOperation::LookupOperation(const Id& target, const Id& own, Lookup::Patience patience,
+                                 Done done, size_t alpha)
+    : lookup_(target, own, patience, alpha), done_(std::move(done)) {}
 
 void LookupOperation::start(OperationHost& host, const std::vector<Contact>& near) {
   started_ = true;
@@ -51,6 +52,11 @@ void LookupOperation::on_overdue(OperationHost& host, const SentRequest& request
   pump(host);
 }
 
+void LookupOperation::on_lapsed(OperationHost&, const SentRequest& request) {
+  if (request.kind == MessageKind::kFind)
+    lookup_.lapsed(request.to.id);
+}
+
 void LookupOperation::on_failed(OperationHost& host, const SentRequest& request) {
   lookup_.failed(request.to.id);
   pump(host);
@@ -65,7 +71,9 @@ void LookupOperation::complete(OperationHost&) {
 
 GetOperation::GetOperation(const Id& key, const Id& own, std::vector<Record> local,
                            Consistency consistency, Done done)
-    : LookupOperation(key, own, false, nullptr), consistency_(consistency), done_(std::move(done)) {
+    : LookupOperation(key, own, Lookup::Patience::kImpatient, nullptr,
+                      consistency == Consistency::kAll ? Limits::kReplicas : Limits::kLookupAlpha),
+      consistency_(consistency), done_(std::move(done)) {
   for (Record& record : local)
     found_.emplace(record.owner, std::move(record));
 }
@@ -159,8 +167,8 @@ GetResult GetOperation::so_far(const OperationHost& host) const {
 // --- StoreOperation ------------------------------------------------------------------------------
 
 StoreOperation::StoreOperation(Record record, const Id& own, Done done)
-    : LookupOperation(record.key, own, true, nullptr), record_(std::move(record)),
-      done_(std::move(done)) {}
+    : LookupOperation(record.key, own, Lookup::Patience::kPatient, nullptr),
+      record_(std::move(record)), done_(std::move(done)) {}
 
 void StoreOperation::start(OperationHost& host, const std::vector<Contact>& near) {
   LookupOperation::start(host, near);
@@ -193,6 +201,11 @@ void StoreOperation::on_answer(OperationHost& host, const SentRequest& request,
     ++result_.replicas;
   else if (outcome.verdict == Verdict::kStale)
     result_.newest_seq = std::max(result_.newest_seq, outcome.seq);
+}
+
+void StoreOperation::on_lapsed(OperationHost& host, const SentRequest& request) {
+  LookupOperation::on_lapsed(host, request);
+  store_if_found(host);
 }
 
 void StoreOperation::on_failed(OperationHost& host, const SentRequest& request) {

@@ -56,6 +56,7 @@ public:
   virtual void on_answer(OperationHost& host, const SentRequest& request, const Header& header,
                          const Reply& reply) = 0;
   virtual void on_overdue(OperationHost& host, const SentRequest& request) = 0;
+  virtual void on_lapsed(OperationHost&, const SentRequest&) {}
   virtual void on_failed(OperationHost& host, const SentRequest& request) = 0;
   virtual bool finished() const = 0;
   // Tells the caller; called once, finished or not.
@@ -70,13 +71,15 @@ public:
 class LookupOperation : public Operation {
 public:
   using Done = std::function<void(size_t answered)>;
-  LookupOperation(const Id& target, const Id& own, bool patient, Done done);
+  LookupOperation(const Id& target, const Id& own, Lookup::Patience patience, Done done,
+                  size_t alpha = Limits::kLookupAlpha);
 
   std::optional<Id> target() const override { return lookup_.target(); }
   void start(OperationHost& host, const std::vector<Contact>& near) override;
   void on_answer(OperationHost& host, const SentRequest& request, const Header& header,
                  const Reply& reply) override;
   void on_overdue(OperationHost& host, const SentRequest& request) override;
+  void on_lapsed(OperationHost& host, const SentRequest& request) override;
   void on_failed(OperationHost& host, const SentRequest& request) override;
   bool finished() const override { return started_ && lookup_.finished(); }
   void complete(OperationHost& host) override;
@@ -166,6 +169,7 @@ public:
   void start(OperationHost& host, const std::vector<Contact>& near) override;
   void on_answer(OperationHost& host, const SentRequest& request, const Header& header,
                  const Reply& reply) override;
+  void on_lapsed(OperationHost& host, const SentRequest& request) override;
   void on_failed(OperationHost& host, const SentRequest& request) override;
   bool finished() const override { return storing_ && waiting_ == 0; }
   void complete(OperationHost& host) override;

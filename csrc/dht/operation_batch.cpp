@@ -102,6 +102,17 @@ void OperationBatch::on_overdue(OperationHost& host, const SentRequest& request)
   pump();
 }
 
+void OperationBatch::on_lapsed(OperationHost& host, const SentRequest& request) {
+  host_ = &host;
+  if (const auto sent = sent_.find(request.txid); sent != sent_.end())
+    for (const size_t part : sent->second) {
+      if (parts_[part])
+        parts_[part]->on_lapsed(*this, request);
+      retire_if_finished(part);
+    }
+  pump();
+}
+
 void OperationBatch::on_failed(OperationHost& host, const SentRequest& request) {
   host_ = &host;
   for (const size_t part : take_sent(request.txid)) {

@@ -20,6 +20,7 @@ public:
   void on_answer(OperationHost& host, const SentRequest& request, const Header& header,
                  const Reply& reply) override;
   void on_overdue(OperationHost& host, const SentRequest& request) override;
+  void on_lapsed(OperationHost& host, const SentRequest& request) override;
   void on_failed(OperationHost& host, const SentRequest& request) override;
   bool finished() const override { return started_ && left_ == 0; }
   void complete(OperationHost& host) override;

@@ -4,10 +4,11 @@
 
 namespace lah::dht {
 
-void PendingRequests::add(SentRequest request, Duration rto) {
-  request.soft_at = request.sent_at + rto;
-  request.hard_at = request.sent_at + std::max(4 * rto, kHardTimeoutMin);
-  deadlines_.insert({request.soft_at, request.txid});
+void PendingRequests::add(SentRequest request, Duration rto, Duration patience) {
+  request.rto = rto;
+  request.patience = patience;
+  request.next_at = request.sent_at + rto;
+  deadlines_.insert({request.next_at, request.txid});
   requests_.emplace(request.txid, std::move(request));
 }
 
@@ -21,7 +22,7 @@ std::optional<SentRequest> PendingRequests::take(uint64_t txid, const PublicKey&
       (request.kind != kind && kind != MessageKind::kError))
     return std::nullopt;
   std::optional<SentRequest> taken = std::move(found->second);
-  deadlines_.erase({taken->retransmitted ? taken->hard_at : taken->soft_at, txid});
+  deadlines_.erase({taken->next_at, txid});
   requests_.erase(found);
   return taken;
 }
@@ -33,15 +34,19 @@ PendingRequests::Due PendingRequests::due(Time now) {
     deadlines_.erase(deadlines_.begin());
     const auto found = requests_.find(txid);
     SentRequest& request = found->second;
-    if (request.retransmitted) {
+    if (request.stage == SentRequest::Stage::kLapsed) {
       result.failed.push_back(std::move(request));
       requests_.erase(found);
       continue;
     }
-    request.retransmitted = true;
-    deadlines_.insert({std::max(request.hard_at, now + 1), txid});
-    request.hard_at = std::max(request.hard_at, now + 1);
-    result.overdue.push_back(request);
+    const bool overdue = request.stage == SentRequest::Stage::kSent;
+    request.stage = overdue ? SentRequest::Stage::kOverdue : SentRequest::Stage::kLapsed;
+    request.next_at =
+        overdue ? std::max(request.sent_at + std::max(request.rto * 3 / 2, request.patience),
+                           now + request.rto / 2) // however late this timer is
+                : request.sent_at + std::max(4 * request.rto, kHardTimeoutMin);
+    deadlines_.insert({request.next_at, txid});
+    (overdue ? result.overdue : result.lapsed).push_back(request);
   }
   return result;
 }

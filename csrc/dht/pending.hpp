@@ -23,16 +23,22 @@ struct SentRequest {
   MessageKind kind;
   Buffer datagram; // as sent, so that sending it again costs no cipher
   Time sent_at;
-  Time soft_at = 0;
-  Time hard_at = 0;
-  bool retransmitted = false;
+  Duration rto = 0;      // of this peer
+  Duration patience = 0; // what even a stranger's answer would not exceed, as a rule
+  enum class Stage : uint8_t { kSent, kOverdue, kLapsed };
+  Stage stage = Stage::kSent;
+  Time next_at = 0; // when the stage ends
+
+  bool retransmitted() const { return stage != Stage::kSent; }
 };
 
-// Requests in flight. Each passes two deadlines: at `soft_at` it is sent once more and its lookup
-// goes on without it; at `hard_at` the peer has failed.
+// Requests in flight. After one timeout a request is overdue: it is sent once more and its lookup
+// goes on without it. After half as long again, which is enough for most peers, or when a stranger
+// would have answered, it has lapsed, and not even a patient lookup waits any longer. In the end
+// the peer has failed.
 class PendingRequests {
 public:
-  void add(SentRequest request, Duration rto);
+  void add(SentRequest request, Duration rto, Duration patience);
   // The request this reply answers: same txid, same peer, same address, same kind.
   std::optional<SentRequest> take(uint64_t txid, const PublicKey& from, const Endpoint& endpoint,
                                   MessageKind kind);
@@ -45,6 +51,7 @@ public:
 
   struct Due {
     std::vector<SentRequest> overdue; // to be sent again
+    std::vector<SentRequest> lapsed;
     std::vector<SentRequest> failed;
   };
   Due due(Time now);

@@ -59,7 +59,7 @@ void VirtualNetwork::settle(size_t choices, const std::function<void(size_t)>& p
       const Members zeros(near.begin(), middle);
       const Members ones(middle, near.end());
       const bool set = (own.id().words[bits / 64] >> (63 - bits % 64) & 1) != 0;
-      fill(set ? zeros : ones, dht::RoutingTable::capacity(bits));
+      fill(set ? zeros : ones, own.table().capacity(bits));
       near = set ? ones : zeros;
       if (near.size() == 1 && near[0].host == index)
         break;

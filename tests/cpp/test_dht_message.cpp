@@ -244,7 +244,8 @@ TEST(DhtMessage, TooManyElementsAreRefused) {
 struct ResponderTest : testing::Test {
   ResponderTest() {
     for (uint8_t i = 1; i <= 40; ++i)
-      table.confirm(contact(i, "2001:db8:" + std::to_string(i) + "::1"), 0); // a /48 each
+      table.confirm(contact(i, "2001:db8:" + std::to_string(i) + "::1"), kMillisecond,
+                    0); // a /48 each
     for (int i = 0; i < 12; ++i) {
       const auto owner = crypto::Identity::generate(rng);
       storage.put(sign_record(owner, "net", key, 1, kNow + 1000, Buffer(300)), std::nullopt, kNow,

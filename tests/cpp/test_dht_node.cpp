@@ -161,10 +161,14 @@ TEST_F(NodeTest, ATokenFromAnotherAddressStoresNothing) {
 struct JoiningNodeTest : NodeTest {
   JoiningNodeTest() : NodeTest({kPeerAddress}) {}
 
+  static constexpr Duration kRtt = milliseconds(50);
+  static constexpr Duration kRto = 3 * kRtt; // after one sample
+
   // Answers HELLO; what the node asks then.
   RequestMessage first_question() {
     advance(0);
     EXPECT_TRUE(heard().empty());
+    now += kRtt;
     node.on_datagram(now, kWall, kPeerAddress,
                      peer_cipher.hello_reply(*crypto::parse_packet(last_hello)));
     return only<RequestMessage>(heard());
@@ -179,11 +183,11 @@ TEST_F(JoiningNodeTest, PadsFindUntilItMayExpectALongAnswer) {
 
 TEST_F(JoiningNodeTest, RepeatsASilentRequestOnceWithTheSameTxid) {
   const uint64_t txid = first_question().header.txid;
-  advance(kRtoInitial - 1);
+  advance(kRto - 1);
   EXPECT_TRUE(heard().empty());
   advance(1);
   EXPECT_EQ(only<RequestMessage>(heard()).header.txid, txid);
-  advance(3 * kRtoInitial);
+  advance(3 * kRto);
   for (const Buffer& later : heard())
     EXPECT_NE(std::get<RequestMessage>(*decode(later)).header.txid, txid);
   EXPECT_EQ(node.status().requests_failed, 1U);

@@ -119,7 +119,7 @@ TEST(SimReachability, NodesFindOutAndTheUnreachableLeaveTheTables) {
        {NatKind::kAddressRestricted, NatKind::kPortRestricted, NatKind::kSymmetric})
     hidden.push_back(net.add({.seeds = {0, 1}, .nat = nat}));
   const size_t open_nat = net.add({.seeds = {0, 1}, .nat = NatKind::kFullCone});
-  net.run_for(240 * kSecond);
+  net.run_for(600 * kSecond); // in which upkeep goes round every table once
 
   size_t found_public = 0;
   for (size_t i = 0; i < 300; ++i) {

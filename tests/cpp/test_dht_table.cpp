@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <map>
+#include <set>
 
 #include "base/rtt.hpp"
 #include "dht/lookup.hpp"
@@ -10,6 +12,8 @@
 
 namespace lah::dht {
 namespace {
+
+constexpr Duration kRtt = milliseconds(100);
 
 Id random_id(Rng& rng) {
   std::array<uint8_t, 32> bytes{};
@@ -42,7 +46,7 @@ TEST(DhtRoutingTable, ClosestEqualsBruteForce) {
     std::vector<Contact> all;
     for (int i = 0; i < 200; ++i) {
       all.push_back(random_contact(rng));
-      table.confirm(all.back(), i);
+      table.confirm(all.back(), kRtt, i);
     }
     ASSERT_EQ(table.size(), all.size()); // the first buckets hold them all
     const Id target = random_id(rng);
@@ -54,35 +58,55 @@ TEST(DhtRoutingTable, ClosestEqualsBruteForce) {
   }
 }
 
+// One contact of each slot of this bucket.
+std::vector<Contact> spread(const Id& own, size_t bucket, Rng& rng) {
+  std::map<uint64_t, Contact> slots;
+  while (slots.size() < Limits::kBucket) {
+    const Contact contact = near(own, bucket, rng);
+    slots.try_emplace(contact.id.words[0] << (bucket + 1) >> 60, contact);
+  }
+  std::vector<Contact> contacts;
+  for (const auto& [slot, contact] : slots)
+    contacts.push_back(contact);
+  return contacts;
+}
+
+// Enough contacts closer to ourselves that a bucket of its own is nothing special.
+void fill_deeper(RoutingTable& table, const Id& own, Rng& rng) {
+  for (const Contact& contact : spread(own, 20, rng))
+    table.confirm(contact, kRtt, 1);
+}
+
 TEST(DhtRoutingTable, FullBucketKeepsTheOldAndRemembersTheNew) {
   SeededRng rng(2);
   const Id own = random_id(rng);
   RoutingTable table(own);
-  std::vector<Contact> members;
-  for (size_t i = 0; i < RoutingTable::capacity(6); ++i) {
-    members.push_back(near(own, 6, rng));
-    EXPECT_TRUE(table.wants(members.back()));
-    table.confirm(members.back(), 1);
+  fill_deeper(table, own, rng);
+  const std::vector<Contact> members = spread(own, 6, rng);
+  for (const Contact& member : members) {
+    EXPECT_TRUE(table.has_room(member));
+    table.confirm(member, kRtt, 1);
   }
+  const size_t size = table.size();
   const Contact spare = near(own, 6, rng);
-  EXPECT_FALSE(table.wants(spare));
-  table.confirm(spare, 2);
+  EXPECT_FALSE(table.has_room(spare));
+  table.confirm(spare, kRtt, 2);
   EXPECT_FALSE(table.contains(spare.id));
   EXPECT_FALSE(table.fail(members[3]));
   EXPECT_TRUE(table.contains(members[3].id)); // one failure may be the path's
   EXPECT_TRUE(table.fail(members[3]));
   EXPECT_FALSE(table.contains(members[3].id));
   EXPECT_TRUE(table.contains(spare.id));
-  EXPECT_EQ(table.size(), members.size());
+  EXPECT_EQ(table.size(), size);
 }
 
 TEST(DhtRoutingTable, AnAnswerForgivesAFailure) {
   SeededRng rng(3);
   RoutingTable table(random_id(rng));
   const Contact contact = random_contact(rng);
-  table.confirm(contact, 1);
+  table.confirm(contact, kRtt, 1);
   table.fail(contact);
-  table.confirm(contact, 2);
+  table.confirm(contact, kRtt, 2);
   table.fail(contact);
   EXPECT_TRUE(table.contains(contact.id));
   table.fail(contact);
@@ -95,28 +119,35 @@ TEST(DhtRoutingTable, NeverHoldsItself) {
   const Contact self = random_contact(rng);
   RoutingTable table(self.id);
   EXPECT_FALSE(table.wants(self));
-  table.confirm(self, 1);
+  table.confirm(self, kRtt, 1);
   EXPECT_EQ(table.size(), 0U);
 }
 
-TEST(DhtRoutingTable, StalestIsTheLeastRecentlyConfirmed) {
+TEST(DhtRoutingTable, ProbesGoRoundAndPassOverTheFreshlyConfirmed) {
   SeededRng rng(5);
   RoutingTable table(random_id(rng));
-  std::vector<Contact> contacts;
+  std::set<Id> stale;
   for (int i = 0; i < 30; ++i) {
-    contacts.push_back(random_contact(rng));
-    table.confirm(contacts.back(), 100 + i);
+    const Contact contact = random_contact(rng);
+    table.confirm(contact, kRtt, milliseconds(100 + i));
+    if (i < 10)
+      stale.insert(contact.id);
   }
-  table.confirm(contacts[0], 200);
-  EXPECT_EQ(table.stalest(150), contacts[1]);
-  EXPECT_EQ(table.stalest(101), std::nullopt);
+  for (int round = 0; round < 2; ++round) {
+    std::set<Id> probed;
+    for (int i = 0; i < 30; ++i)
+      if (const auto due = table.next_probe(milliseconds(110))) {
+        EXPECT_TRUE(probed.insert(due->id).second);
+      }
+    EXPECT_EQ(probed, stale);
+  }
 }
 
 TEST(DhtRoutingTable, RefreshTargetsLieInTheirBucketsAndComeOnceAPeriod) {
   SeededRng rng(6);
   const Id own = random_id(rng);
   RoutingTable table(own);
-  table.confirm(near(own, 4, rng), 0);
+  table.confirm(near(own, 4, rng), kRtt, 0);
   std::vector<size_t> buckets;
   while (const auto target = table.refresh_target(1000, 1000, rng))
     buckets.push_back(common_prefix(own, *target));
@@ -138,11 +169,11 @@ TEST(DhtLookup, FindsTheTrueClosest) {
   for (const Contact& self : all) {
     tables.push_back(std::make_unique<RoutingTable>(self.id));
     for (const Contact& other : all)
-      tables.back()->confirm(other, 0);
+      tables.back()->confirm(other, kRtt, 0);
   }
   for (int round = 0; round < 20; ++round) {
     const Id target = random_id(rng);
-    Lookup lookup(target, random_id(rng), true);
+    Lookup lookup(target, random_id(rng), Lookup::Patience::kPatient);
     lookup.add(all[rng.below(all.size())]);
     std::vector<Contact> flight;
     while (true) {
@@ -174,7 +205,7 @@ TEST(DhtLookup, FindsTheTrueClosest) {
 
 TEST(DhtLookup, OverduePeersAreReplacedAtOnceAndTheirLateAnswersCount) {
   SeededRng rng(8);
-  Lookup lookup(random_id(rng), random_id(rng), true);
+  Lookup lookup(random_id(rng), random_id(rng), Lookup::Patience::kPatient);
   for (int i = 0; i < 20; ++i)
     lookup.add(random_contact(rng));
   std::vector<Contact> asked;
@@ -189,10 +220,11 @@ TEST(DhtLookup, OverduePeersAreReplacedAtOnceAndTheirLateAnswersCount) {
   EXPECT_EQ(lookup.closest().at(0).token, Token{9});
 }
 
-TEST(DhtLookup, ImpatientEndsWithoutTheOverduePatientDoesNot) {
+TEST(DhtLookup, ImpatientEndsWithoutTheOverduePatientOnlyWithoutTheLapsed) {
   SeededRng rng(9);
   for (const bool patient : {false, true}) {
-    Lookup lookup(random_id(rng), random_id(rng), patient);
+    Lookup lookup(random_id(rng), random_id(rng),
+                  patient ? Lookup::Patience::kPatient : Lookup::Patience::kImpatient);
     lookup.add(random_contact(rng));
     lookup.add(random_contact(rng));
     const Contact first = *lookup.next();
@@ -201,14 +233,46 @@ TEST(DhtLookup, ImpatientEndsWithoutTheOverduePatientDoesNot) {
     EXPECT_FALSE(lookup.finished());
     lookup.answered(second.id, {});
     EXPECT_EQ(lookup.finished(), !patient);
-    lookup.failed(first.id);
+    lookup.lapsed(first.id);
     EXPECT_TRUE(lookup.finished());
+    lookup.answered(first.id, {}); // still in time, if others keep the lookup going
+    EXPECT_EQ(lookup.closest().size(), 2U);
+  }
+}
+
+TEST(DhtLookup, AsksSoManyAtOnce) {
+  SeededRng rng(13);
+  for (const size_t alpha : {Limits::kBackgroundAlpha, Limits::kLookupAlpha, Limits::kReplicas}) {
+    Lookup lookup(random_id(rng), random_id(rng), Lookup::Patience::kImpatient, alpha);
+    for (int i = 0; i < 20; ++i)
+      lookup.add(random_contact(rng));
+    size_t asked = 0;
+    while (lookup.next())
+      ++asked;
+    EXPECT_EQ(asked, alpha);
+  }
+}
+
+TEST(DhtLookup, ThePatientAskAFewToSpare) {
+  SeededRng rng(14);
+  for (const bool patient : {false, true}) {
+    Lookup lookup(random_id(rng), random_id(rng),
+                  patient ? Lookup::Patience::kPatient : Lookup::Patience::kImpatient);
+    for (int i = 0; i < 20; ++i)
+      lookup.add(random_contact(rng));
+    size_t asked = 0;
+    while (const auto next = lookup.next()) {
+      lookup.answered(next->id, {});
+      ++asked;
+    }
+    EXPECT_EQ(asked, Limits::kReplicas + (patient ? Limits::kLookupSpares : 0));
+    EXPECT_EQ(lookup.closest().size(), Limits::kReplicas);
   }
 }
 
 TEST(DhtLookup, SilenceOfAllEndsItOnlyWhenTheyFailed) {
   SeededRng rng(10);
-  Lookup lookup(random_id(rng), random_id(rng), false);
+  Lookup lookup(random_id(rng), random_id(rng), Lookup::Patience::kImpatient);
   lookup.add(random_contact(rng));
   const Contact only = *lookup.next();
   lookup.overdue(only.id);
@@ -221,7 +285,7 @@ TEST(DhtLookup, SilenceOfAllEndsItOnlyWhenTheyFailed) {
 TEST(DhtLookup, HoldsABoundedNumberOfCandidatesAndNeverItself) {
   SeededRng rng(11);
   const Contact self = random_contact(rng);
-  Lookup lookup(random_id(rng), self.id, false);
+  Lookup lookup(random_id(rng), self.id, Lookup::Patience::kImpatient);
   lookup.add(self);
   EXPECT_TRUE(lookup.empty());
   for (size_t i = 0; i < 10 * Limits::kLookupCandidates; ++i)
@@ -254,16 +318,20 @@ TEST(DhtRtt, FollowsRfc6298) {
 TEST(DhtRtt, StrangersGetTheNinetiethPercentile) {
   NetworkRtt network;
   EXPECT_EQ(network.rto(), kRtoInitial);
+  for (size_t i = 1; i < NetworkRtt::kSamplesMin; ++i)
+    network.sample(milliseconds(10));
+  EXPECT_EQ(network.rto(), kRtoInitial); // the nearest answer first
+  network = {};
   for (int i = 1; i <= 64; ++i)
     network.sample(milliseconds(i * 10));
   EXPECT_EQ(network.rto(), milliseconds(580) * 5 / 4);
 }
 
-TEST(DhtPending, SoftThenHardDeadlineAndOnlyTheRightPeerAnswers) {
+TEST(DhtPending, OverdueLapsedFailedAndOnlyTheRightPeerAnswers) {
   SeededRng rng(12);
   PendingRequests pending;
   const Contact peer = random_contact(rng);
-  pending.add({7, 1, peer, MessageKind::kFind, Buffer(10), 0}, milliseconds(100));
+  pending.add({7, 1, peer, MessageKind::kFind, Buffer(10), 0}, milliseconds(100), 0);
   EXPECT_EQ(pending.next_deadline(), milliseconds(100));
 
   Endpoint elsewhere = peer.endpoint;
@@ -275,17 +343,26 @@ TEST(DhtPending, SoftThenHardDeadlineAndOnlyTheRightPeerAnswers) {
 
   EXPECT_EQ(pending.due(milliseconds(99)).overdue.size(), 0U);
   EXPECT_EQ(pending.due(milliseconds(100)).overdue.size(), 1U); // once: one retransmission
-  EXPECT_EQ(pending.due(milliseconds(399)).overdue.size(), 0U);
+  EXPECT_EQ(pending.next_deadline(), milliseconds(150));
+  const PendingRequests::Due lapsed = pending.due(milliseconds(150));
+  EXPECT_EQ(lapsed.overdue.size(), 0U);
+  EXPECT_EQ(lapsed.lapsed.size(), 1U);
+  EXPECT_EQ(pending.due(milliseconds(399)).failed.size(), 0U);
   EXPECT_EQ(pending.next_deadline(), milliseconds(400));
   const auto late = pending.take(7, peer.key, peer.endpoint, MessageKind::kFind);
   ASSERT_TRUE(late);
-  EXPECT_TRUE(late->retransmitted);
+  EXPECT_TRUE(late->retransmitted());
   EXPECT_EQ(pending.next_deadline(), kNever);
 
-  pending.add({9, 1, peer, MessageKind::kPing, Buffer(10), 0}, milliseconds(100));
+  pending.add({9, 1, peer, MessageKind::kPing, Buffer(10), 0}, milliseconds(100), 0);
   pending.due(milliseconds(100));
+  pending.due(milliseconds(150));
   EXPECT_EQ(pending.due(milliseconds(400)).failed.size(), 1U);
   EXPECT_EQ(pending.size(), 0U);
+
+  pending.add({10, 1, peer, MessageKind::kFind, Buffer(10), 0}, milliseconds(20), milliseconds(90));
+  EXPECT_EQ(pending.due(milliseconds(20)).overdue.size(), 1U);
+  EXPECT_EQ(pending.next_deadline(), milliseconds(90)); // no less patience than with a stranger
 }
 
 } // namespace
