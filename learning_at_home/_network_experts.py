@@ -44,7 +44,7 @@ class AliveExpert:
 class ExpertCalls(NetworkCalls):
     """Declare, find and watch."""
 
-    _watched: dict[tuple[str, tuple[int, ...]], float]
+    _watched: set[tuple[str, tuple[int, ...]]]
     _warned: set[tuple[str, tuple[int, ...]]]
 
     # --- experts, as servers see them -----------------------------------------------------------------------
@@ -261,14 +261,13 @@ class ExpertCalls(NetworkCalls):
         return fetch_expert(cast("TesseractNetwork", self), uid, module, timeout)
 
     def watch(self, prefix: str, grid: Sequence[int], period: float = 1.0) -> None:
-        """Keep the alive map of a grid fresh in the background, asking the network every `period` seconds."""
+        """Keep the alive map of a grid fresh in the background: the network tells this node what changes.
+
+        period: accepted for compatibility: nothing is asked for again and again.
+        """
         key = (prefix, tuple(int(size) for size in grid))
-        known = self._watched.get(key)
-        if known is not None and known <= period:
-            self._running  # noqa: B018 - the same errors as a first call
-            return
-        self._running.watch(prefix, list(key[1]), period)
-        self._watched[key] = period
+        self._running.watch(prefix, list(key[1]))
+        self._watched.add(key)
 
     def alive(self, prefix: str, grid: Sequence[int]) -> tuple[int, Sequence[tuple[int, str, str, int, bytes, int]]]:
         """Who is alive in a grid, from the map kept by `watch` (started here if it was not). Never waits.

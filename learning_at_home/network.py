@@ -124,7 +124,7 @@ class TesseractNetwork(RecordCalls, ExpertCalls, BeamCalls):
         self._core: Any = None
         self._dispatcher = None
         self._closed = False
-        self._watched = {}
+        self._watched = set()
         self._warned = set()
         if start:
             self.start()

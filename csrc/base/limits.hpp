@@ -90,6 +90,7 @@ struct Limits {
   static constexpr size_t kDeclarationParts = 256; // records of one owner and prefix
   static constexpr size_t kDeclaredExperts = 65536;
   static constexpr size_t kNodeAddresses = 8;
+  static constexpr size_t kDeclaredAddresses = 2; // of them, in each declaration
   static constexpr size_t kCachedPrefixes = 256;
   static constexpr size_t kLevelParts = 16;     // level records of one owner under one tuple
   static constexpr size_t kCachedLevels = 4096; // tuples whose level records a trainer keeps
@@ -99,6 +100,15 @@ struct Limits {
   static constexpr size_t kBeamChoices = 32;                // experts a row
   static constexpr size_t kBeamWidth = 65536;
   static constexpr size_t kSuspects = 4096;
+  static constexpr uint64_t kListenMs = 60'000;       // a LISTEN lasts, unless it is renewed
+  static constexpr size_t kDigestSectors = 8;         // a power of two
+  static constexpr size_t kListeners = 16384;         // told by one node, all keys
+  static constexpr size_t kListenersPerKey = 4096;    //
+  static constexpr size_t kListenersPerSubnet = 1024; // unless local
+  static constexpr size_t kNotifyBurst = 8;           // NOTIFYs in flight to one listener
+  static constexpr size_t kNotifiesInFlight = 1024;   // to all
+  static constexpr size_t kSubscriptions = 1024;      // keys one node listens to
+  static constexpr size_t kPagesInFlight = 32;        // of one read
   static constexpr size_t kExpertReplicas = 7; // further owners of one expert that a trainer knows
 
   // --- expert calls ------------------------------------------------------------------------------

@@ -170,7 +170,7 @@ void bind_network(py::module_& m) {
       .def("find_experts", &Network::find_experts, py::arg("uids"), py::arg("timeout"))
       .def("first_k_active", &Network::first_k_active, py::arg("prefixes"), py::arg("k"),
            py::arg("timeout"))
-      .def("watch", &Network::watch, py::arg("prefix"), py::arg("grid"), py::arg("period") = 1.0)
+      .def("watch", &Network::watch, py::arg("prefix"), py::arg("grid"))
       .def("alive", &Network::alive, py::arg("prefix"), py::arg("grid"))
       .def("alive_version", &Network::alive_version, py::arg("prefix"), py::arg("grid"))
       .def("other_schemas", &Network::other_schemas, py::arg("prefix"), py::arg("grid"))

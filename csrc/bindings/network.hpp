@@ -59,7 +59,7 @@ public:
   // The first k prefixes that are alive.
   std::shared_ptr<Answer> first_k_active(const std::vector<std::string>& prefixes, size_t k,
                                          double timeout);
-  void watch(const std::string& prefix, const std::vector<int64_t>& grid, double period);
+  void watch(const std::string& prefix, const std::vector<int64_t>& grid);
   pybind11::tuple alive(const std::string& prefix, const std::vector<int64_t>& grid);
   uint64_t alive_version(const std::string& prefix, const std::vector<int64_t>& grid);
   size_t other_schemas(const std::string& prefix, const std::vector<int64_t>& grid);

@@ -83,11 +83,8 @@ std::shared_ptr<Answer> Network::first_k_active(const std::vector<std::string>& 
 // --- alive maps
 // ------------------------------------------------------------------------------------
 
-void Network::watch(const std::string& prefix, const std::vector<int64_t>& grid, double period) {
-  const Duration every = seconds(period);
-  if (every < 10 * kMillisecond)
-    raise_error({ErrorCode::kInvalidArgument, "period: expected at least 0.01 seconds"});
-  watched_.watch(*driver(), prefix, grid, every);
+void Network::watch(const std::string& prefix, const std::vector<int64_t>& grid) {
+  watched_.watch(*driver(), prefix, grid);
 }
 
 py::tuple Network::alive(const std::string& prefix, const std::vector<int64_t>& grid) {

@@ -30,16 +30,14 @@ py::tuple alive_tuple(const dht::Grid& grid, const dht::AliveMap& map) {
 
 } // namespace
 
-void WatchedGrids::watch(net::UdpDriver& driver, const std::string& prefix, const Size& size,
-                         Duration period) {
-  auto found = watched_.find({prefix, size});
-  if (found == watched_.end()) {
-    dht::Grid grid = value_or_raise(dht::Grid::make(prefix, size));
-    found = watched_.emplace(std::pair(prefix, size), Watched{}).first;
-    found->second.grid = std::make_shared<WatchedGrid>(std::move(grid));
-  }
-  driver.post([watched = found->second.grid, period](auto& core, Time now, WallMs) {
-    core.search.watch(now, watched->grid, period,
+void WatchedGrids::watch(net::UdpDriver& driver, const std::string& prefix, const Size& size) {
+  if (watched_.contains({prefix, size}))
+    return;
+  dht::Grid grid = value_or_raise(dht::Grid::make(prefix, size));
+  const auto watched = std::make_shared<WatchedGrid>(std::move(grid));
+  watched_[{prefix, size}].grid = watched;
+  driver.post([watched](auto& core, Time now, WallMs) {
+    core.search.watch(now, watched->grid,
                       [watched](auto map) { watched->publish(std::move(map)); });
   });
 }

@@ -42,7 +42,7 @@ class WatchedGrids {
 public:
   using Size = std::vector<int64_t>;
 
-  void watch(net::UdpDriver& driver, const std::string& prefix, const Size& size, Duration period);
+  void watch(net::UdpDriver& driver, const std::string& prefix, const Size& size);
   // (version, experts, replicas): the same object until the map changes.
   pybind11::tuple alive(const std::string& prefix, const Size& size);
   // Null before the first answer.

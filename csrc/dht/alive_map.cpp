@@ -120,8 +120,8 @@ uint64_t Preference::rank(const Coordinates& coordinates) const {
   return rank;
 }
 
-AliveMap build_alive_map(const Grid& grid, const PrefixReader& reader, const ServerBook& servers,
-                         const IsSuspect& suspect, const Id& trainer) {
+AliveMap build_alive_map(const Grid& grid, const PrefixReader& reader, const IsSuspect& suspect,
+                         const Id& trainer) {
   AliveMap map;
   Claims claims;
   for (const auto& [key, owner] : reader.owners()) {
@@ -129,12 +129,12 @@ AliveMap build_alive_map(const Grid& grid, const PrefixReader& reader, const Ser
     if (first == nullptr || first->declaration.groups.empty())
       continue;
     const uint64_t boot_id = first->declaration.boot_id;
-    const ServerRecord* server = servers.find(key, boot_id);
-    if (server == nullptr || suspect(key, boot_id))
+    const std::vector<Endpoint>& addresses = first->declaration.addresses;
+    if (addresses.empty() || suspect(key, boot_id))
       continue;
     const auto index = static_cast<uint32_t>(map.servers.size());
     const Preference preference(trainer, key);
-    map.servers.push_back({key, server->addresses.front(), boot_id});
+    map.servers.push_back({key, addresses.front(), boot_id});
     for (const auto& [number, part] : owner.parts) {
       if (number >= first->declaration.parts || part.declaration.boot_id != boot_id)
         continue; // left over from an earlier declaration

@@ -58,9 +58,9 @@ struct AliveMap {
 using IsSuspect = std::function<bool(const PublicKey& owner, uint64_t boot_id)>;
 
 // The live owners of each coordinate, in the trainer's order of preference, leaving out suspects,
-// owners whose address is unknown, coordinates outside the grid or of another depth, schemas
+// owners that declare no address, coordinates outside the grid or of another depth, schemas
 // declared by fewer experts than another one, and replicas above Limits::kExpertReplicas.
-AliveMap build_alive_map(const Grid& grid, const PrefixReader& reader, const ServerBook& servers,
-                         const IsSuspect& suspect, const Id& trainer);
+AliveMap build_alive_map(const Grid& grid, const PrefixReader& reader, const IsSuspect& suspect,
+                         const Id& trainer);
 
 } // namespace lah::dht

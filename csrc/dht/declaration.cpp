@@ -13,7 +13,7 @@ namespace {
 constexpr uint64_t kFormat = 1;
 constexpr size_t kArrayMax = 64;
 // Encoded bytes beside the coordinates: of a declaration, and of each of its groups.
-constexpr size_t kDeclarationOverhead = 1 + 1 + 9 + 3 + 3;
+constexpr size_t kDeclarationOverhead = 1 + 1 + 9 + 3 + 3 + 1 + Limits::kDeclaredAddresses * 20;
 constexpr size_t kGroupOverhead = 1 + 9 + 1 + 2 + 3;
 constexpr size_t kGroupsPerPart = 48;
 
@@ -68,6 +68,27 @@ bool unpack(ByteView in, DeclaredGroup& group) {
     group.experts.push_back(current);
   }
   return !group.experts.empty();
+}
+
+void put_addresses(wire::Writer& out, const std::vector<Endpoint>& addresses, size_t most) {
+  const size_t count = std::min(addresses.size(), most);
+  out.array(count);
+  for (size_t i = 0; i < count; ++i)
+    out.bin(encode_endpoint(addresses[i]));
+}
+
+std::vector<Endpoint> read_addresses(wire::Reader& in, size_t least, size_t most) {
+  std::vector<Endpoint> addresses;
+  const size_t count = in.enter(least, most);
+  for (size_t i = 0; i < count && in.ok(); ++i) {
+    const auto address = decode_endpoint(in.bin(6, 18));
+    if (!address || !is_sendable(*address))
+      in.fail();
+    else
+      addresses.push_back(*address);
+  }
+  in.leave();
+  return addresses;
 }
 
 struct PackedGroup {
@@ -143,8 +164,8 @@ std::string format_uid(std::string_view prefix, const Coordinates& coordinates) 
   return uid;
 }
 
-Result<std::vector<Buffer>> encode_declaration(uint64_t boot_id,
-                                               std::vector<DeclaredGroup> groups) {
+Result<std::vector<Buffer>> encode_declaration(uint64_t boot_id, std::vector<DeclaredGroup> groups,
+                                               const std::vector<Endpoint>& addresses) {
   const std::vector<Part> parts = pack(groups);
   if (parts.size() > Limits::kDeclarationParts)
     return invalid("too many experts for one prefix: they would need " +
@@ -153,11 +174,13 @@ Result<std::vector<Buffer>> encode_declaration(uint64_t boot_id,
   std::vector<Buffer> payloads;
   for (const Part& part : parts) {
     wire::Writer out;
-    out.array(4).u64(kFormat).u64(boot_id).u64(parts.size()).array(part.size());
+    out.array(5).u64(kFormat).u64(boot_id).u64(parts.size()).array(part.size());
     for (const PackedGroup& group : part) {
       out.array(4).u64(group.schema_hash).u64(group.depth).u64(group.load);
       out.bin(group.coordinates);
     }
+    put_addresses(out, payloads.empty() ? addresses : std::vector<Endpoint>{},
+                  Limits::kDeclaredAddresses);
     payloads.push_back(out.take());
   }
   return payloads;
@@ -170,7 +193,7 @@ Result<Declaration> decode_declaration(ByteView payload) {
     return parsed.error();
   wire::Reader& in = *parsed;
   Declaration declaration;
-  in.enter(4, kArrayMax);
+  const size_t fields = in.enter(4, kArrayMax);
   if (in.u64() != kFormat)
     return malformed;
   declaration.boot_id = in.u64();
@@ -189,6 +212,8 @@ Result<Declaration> decode_declaration(ByteView payload) {
     declaration.groups.push_back(std::move(group));
   }
   in.leave();
+  if (fields > 4)
+    declaration.addresses = read_addresses(in, 0, Limits::kDeclaredAddresses);
   if (!in.ok() || declaration.parts == 0)
     return malformed;
   return declaration;
@@ -205,9 +230,7 @@ Id declaration_key(std::string_view prefix, uint32_t part) {
 Buffer encode_server(const ServerRecord& server) {
   wire::Writer out;
   out.array(4).u64(kFormat).u64(server.boot_id).str(server.version);
-  out.array(server.addresses.size());
-  for (const Endpoint& address : server.addresses)
-    out.bin(encode_endpoint(address));
+  put_addresses(out, server.addresses, Limits::kNodeAddresses);
   return out.take();
 }
 
@@ -223,14 +246,7 @@ Result<ServerRecord> decode_server(ByteView payload) {
     return malformed;
   server.boot_id = in.u64();
   server.version = in.str(64);
-  const size_t count = in.enter(1, Limits::kNodeAddresses);
-  for (size_t i = 0; i < count && in.ok(); ++i) {
-    const auto address = decode_endpoint(in.bin(6, 18));
-    if (!address || !is_sendable(*address))
-      return malformed;
-    server.addresses.push_back(*address);
-  }
-  in.leave();
+  server.addresses = read_addresses(in, 1, Limits::kNodeAddresses);
   in.leave();
   if (!in.ok())
     return malformed;

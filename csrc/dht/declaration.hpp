@@ -35,15 +35,20 @@ struct Declaration {
   uint64_t boot_id = 0; // of the server process: a restarted server has another
   uint32_t parts = 1;
   std::vector<DeclaredGroup> groups;
+  // Where the server is reached: TCP, the preferred one first, at most
+  // Limits::kDeclaredAddresses. In the first part only.
+  std::vector<Endpoint> addresses = {};
 };
 
 // Payloads of the parts, each at most Limits::kRecordPayloadBytes; an error if there would be more
 // than Limits::kDeclarationParts. Groups need not be sorted.
-Result<std::vector<Buffer>> encode_declaration(uint64_t boot_id, std::vector<DeclaredGroup> groups);
+Result<std::vector<Buffer>> encode_declaration(uint64_t boot_id, std::vector<DeclaredGroup> groups,
+                                               const std::vector<Endpoint>& addresses = {});
 Result<Declaration> decode_declaration(ByteView payload);
 Id declaration_key(std::string_view prefix, uint32_t part);
 
-// How to reach a server. One record per owner, whatever the number of its prefixes.
+// How to reach a server, and more of it than its declarations say. One record per owner, whatever
+// the number of its prefixes.
 struct ServerRecord {
   std::vector<Endpoint> addresses; // TCP, the preferred one first; 1..Limits::kNodeAddresses
   uint64_t boot_id = 0;

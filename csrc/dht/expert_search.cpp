@@ -4,8 +4,7 @@
 
 namespace lah::dht {
 namespace {
-// A refresh that takes longer is given up; what it would have brought comes with the next one.
-constexpr Duration kRefreshDeadline = 5 * kSecond;
+constexpr Duration kCollectPerExpert = 8 * kMicrosecond; // half a second for the largest grid
 
 // Calls `visit(group, part)` for every group of the owner's current declaration.
 template <class Visit> void for_each_group(const PrefixReader::Owner& owner, Visit visit) {
@@ -19,7 +18,7 @@ template <class Visit> void for_each_group(const PrefixReader::Owner& owner, Vis
 }
 } // namespace
 
-ExpertSearch::ExpertSearch(Node& node) : node_(node), servers_(node) {
+ExpertSearch::ExpertSearch(Node& node) : node_(node) {
   node_.add_task(*this);
 }
 
@@ -33,7 +32,7 @@ ExpertSearch::Reader& ExpertSearch::reader(Time now, const std::string& prefix) 
   if (readers_.size() >= Limits::kCachedPrefixes && !readers_.contains(prefix)) {
     auto oldest = readers_.end();
     for (auto it = readers_.begin(); it != readers_.end(); ++it)
-      if (it->second.period == kNever && !it->second.prefix->refreshing() &&
+      if (!it->second.prefix->listening() && !it->second.prefix->refreshing() &&
           (oldest == readers_.end() || it->second.used_at < oldest->second.used_at))
         oldest = it;
     if (oldest != readers_.end())
@@ -41,37 +40,31 @@ ExpertSearch::Reader& ExpertSearch::reader(Time now, const std::string& prefix) 
   }
   Reader& found = readers_[prefix];
   if (found.prefix == nullptr)
-    found.prefix = std::make_unique<PrefixReader>(node_, servers_, prefix);
+    found.prefix = std::make_unique<PrefixReader>(node_, prefix);
   found.used_at = now;
   return found;
 }
 
-void ExpertSearch::watch(Time now, const Grid& grid, Duration period, OnMap on_map) {
-  Reader& source = reader(now, grid.prefix.prefix);
-  source.period = std::min(source.period, period);
-  if (!source.prefix->refreshing())
-    source.next_refresh = now;
-  watches_.insert_or_assign(grid, Watch{period, std::move(on_map), nullptr, kNever});
+void ExpertSearch::watch(Time now, const Grid& grid, OnMap on_map) {
+  PrefixReader& source = *reader(now, grid.prefix.prefix).prefix;
+  source.listen([this, prefix = grid.prefix.prefix] { on_change(prefix); });
+  Watch& watch = watches_.insert_or_assign(grid, Watch{std::move(on_map)}).first->second;
+  if (source.complete())
+    watch.rebuild_at = now;
 }
 
 void ExpertSearch::unwatch(const Grid& grid) {
   watches_.erase(grid);
-  const auto source = readers_.find(grid.prefix.prefix);
-  if (source == readers_.end())
-    return;
-  source->second.period = kNever;
-  for (const auto& [other, watch] : watches_)
-    if (other.prefix.prefix == grid.prefix.prefix)
-      source->second.period = std::min(source->second.period, watch.period);
-  if (source->second.period == kNever)
-    source->second.next_refresh = kNever;
+  const std::string& prefix = grid.prefix.prefix;
+  const auto source = readers_.find(prefix);
+  if (source != readers_.end() && std::none_of(watches_.begin(), watches_.end(), [&](auto& watch) {
+        return watch.first.prefix.prefix == prefix;
+      }))
+    source->second.prefix->ignore();
 }
 
-void ExpertSearch::on_timer(Time now, WallMs wall) {
+void ExpertSearch::on_timer(Time now, WallMs) {
   std::erase_if(suspects_, [&](const auto& entry) { return entry.second.until <= now; });
-  for (auto& [prefix, source] : readers_)
-    if (source.next_refresh <= now)
-      refresh(now, wall, prefix);
   for (auto& [grid, watch] : watches_)
     if (watch.rebuild_at <= now)
       rebuild(grid, watch);
@@ -79,41 +72,29 @@ void ExpertSearch::on_timer(Time now, WallMs wall) {
 
 Time ExpertSearch::next_deadline() const {
   Time next = kNever;
-  for (const auto& [prefix, source] : readers_)
-    next = std::min(next, source.next_refresh);
   for (const auto& [grid, watch] : watches_)
     next = std::min(next, watch.rebuild_at);
   return next;
 }
 
-void ExpertSearch::on_joined(Time now, WallMs) {
-  for (auto& [prefix, source] : readers_)
-    if (source.next_refresh != kNever)
-      source.next_refresh = now;
-}
-
-void ExpertSearch::refresh(Time now, WallMs wall, const std::string& prefix) {
-  Reader& source = readers_.at(prefix);
-  source.next_refresh = kNever;
-  source.prefix->refresh(now, wall, now + kRefreshDeadline, [this, prefix] {
-    const auto found = readers_.find(prefix);
-    if (found == readers_.end())
-      return;
-    if (found->second.period != kNever)
-      found->second.next_refresh = node_.time() + found->second.period;
-    rebuild_prefix(prefix);
-  });
-}
-
-void ExpertSearch::rebuild_prefix(const std::string& prefix) {
-  for (auto& [grid, watch] : watches_)
-    if (grid.prefix.prefix == prefix)
+// Changes of large grids are collected for a while: building their maps takes a while.
+void ExpertSearch::on_change(const std::string& prefix) {
+  for (auto& [grid, watch] : watches_) {
+    if (grid.prefix.prefix != prefix)
+      continue;
+    const auto experts =
+        static_cast<Duration>(watch.map == nullptr ? 0 : watch.map->experts.size());
+    const Time at = watch.built_at + experts * kCollectPerExpert;
+    if (at <= node_.time())
       rebuild(grid, watch);
+    else
+      watch.rebuild_at = std::min(watch.rebuild_at, at);
+  }
 }
 
 void ExpertSearch::rebuild_all() {
   for (auto& [grid, watch] : watches_)
-    if (watch.map != nullptr) // the first map waits for the first refresh
+    if (watch.map != nullptr) // the first map waits until all is read
       rebuild(grid, watch);
 }
 
@@ -122,8 +103,9 @@ void ExpertSearch::rebuild(const Grid& grid, Watch& watch) {
   const WallMs wall = node_.wall();
   source.expire(wall);
   auto map = std::make_shared<AliveMap>(build_alive_map(
-      grid, source, servers_,
-      [this](const auto& owner, uint64_t boot) { return is_suspect(owner, boot); }, node_.id()));
+      grid, source, [this](const auto& owner, uint64_t boot) { return is_suspect(owner, boot); },
+      node_.id()));
+  watch.built_at = node_.time();
   const WallMs expiry = source.next_expiry();
   watch.rebuild_at = expiry == UINT64_MAX
                          ? kNever
@@ -160,11 +142,12 @@ bool ExpertSearch::is_suspect(const PublicKey& owner, uint64_t boot_id) const {
 
 // --- by uid --------------------------------------------------------------------------------------
 
-void ExpertSearch::refresh_all(Time now, WallMs wall, const std::vector<ExpertUid>& uids,
+void ExpertSearch::refresh_all(Time now, const std::vector<ExpertUid>& uids, bool whole,
                                Time deadline, std::function<void()> done) {
   std::set<std::string> prefixes;
   for (const ExpertUid& uid : uids)
-    prefixes.insert(uid.prefix);
+    if (!knows(uid, whole))
+      prefixes.insert(uid.prefix);
   std::vector<PrefixReader*> stale;
   for (const std::string& prefix : prefixes) {
     PrefixReader& source = *reader(now, prefix).prefix;
@@ -177,15 +160,21 @@ void ExpertSearch::refresh_all(Time now, WallMs wall, const std::vector<ExpertUi
   }
   auto open = std::make_shared<size_t>(stale.size());
   for (PrefixReader* source : stale)
-    source->refresh(now, wall, deadline, [open, done] {
+    source->refresh(deadline, [open, done] {
       if (--*open == 0)
         done();
     });
 }
 
-void ExpertSearch::find(Time now, WallMs wall, std::vector<ExpertUid> uids, Time deadline,
+bool ExpertSearch::knows(const ExpertUid& uid, bool whole) const {
+  const auto source = readers_.find(uid.prefix);
+  return source != readers_.end() && source->second.prefix->listening() &&
+         (whole ? find_one(uid).has_value() : is_active(uid));
+}
+
+void ExpertSearch::find(Time now, WallMs, std::vector<ExpertUid> uids, Time deadline,
                         FindDone done) {
-  refresh_all(now, wall, uids, deadline, [this, uids, done = std::move(done)] {
+  refresh_all(now, uids, true, deadline, [this, uids, done = std::move(done)] {
     std::vector<std::optional<Found>> found;
     for (const ExpertUid& uid : uids)
       found.push_back(find_one(uid));
@@ -193,9 +182,9 @@ void ExpertSearch::find(Time now, WallMs wall, std::vector<ExpertUid> uids, Time
   });
 }
 
-void ExpertSearch::active(Time now, WallMs wall, std::vector<ExpertUid> prefixes, Time deadline,
+void ExpertSearch::active(Time now, WallMs, std::vector<ExpertUid> prefixes, Time deadline,
                           ActiveDone done) {
-  refresh_all(now, wall, prefixes, deadline, [this, prefixes, done = std::move(done)] {
+  refresh_all(now, prefixes, false, deadline, [this, prefixes, done = std::move(done)] {
     std::vector<bool> active;
     for (const ExpertUid& prefix : prefixes)
       active.push_back(is_active(prefix));
@@ -210,19 +199,18 @@ std::optional<ExpertSearch::Found> ExpertSearch::find_one(const ExpertUid& uid) 
   std::optional<Found> best;
   uint64_t best_rank = 0;
   for (const auto& [key, owner] : source->second.prefix->owners())
-    for_each_group(owner, [&, &key = key](const DeclaredGroup& group,
-                                          const PrefixReader::OwnedPart& part) {
-      const uint64_t boot_id = part.declaration.boot_id;
-      const ServerRecord* server = servers_.find(key, boot_id);
-      const uint64_t rank = Preference(node_.id(), key).rank(uid.coordinates);
-      if ((best && rank >= best_rank) || part.expiry_ms <= node_.wall() || server == nullptr ||
-          is_suspect(key, boot_id) || group.depth != uid.coordinates.size() ||
-          !std::binary_search(group.experts.begin(), group.experts.end(), uid.coordinates))
-        return;
-      best_rank = rank;
-      best =
-          Found{format_uid(uid.prefix, uid.coordinates), key, server->addresses.front(), boot_id};
-    });
+    for_each_group(
+        owner, [&, &key = key](const DeclaredGroup& group, const PrefixReader::OwnedPart& part) {
+          const uint64_t boot_id = part.declaration.boot_id;
+          const std::vector<Endpoint>& addresses = owner.first()->declaration.addresses;
+          const uint64_t rank = Preference(node_.id(), key).rank(uid.coordinates);
+          if ((best && rank >= best_rank) || part.expiry_ms <= node_.wall() || addresses.empty() ||
+              is_suspect(key, boot_id) || group.depth != uid.coordinates.size() ||
+              !std::binary_search(group.experts.begin(), group.experts.end(), uid.coordinates))
+            return;
+          best_rank = rank;
+          best = Found{format_uid(uid.prefix, uid.coordinates), key, addresses.front(), boot_id};
+        });
   return best;
 }
 

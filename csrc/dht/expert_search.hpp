@@ -23,9 +23,8 @@ public:
   ExpertSearch(const ExpertSearch&) = delete;
   ExpertSearch& operator=(const ExpertSearch&) = delete;
 
-  // Keeps the grid's alive map fresh, asking every `period`. Watching twice keeps the shorter
-  // period.
-  void watch(Time now, const Grid& grid, Duration period, OnMap on_map);
+  // Keeps the grid's alive map fresh: what changes is pushed to this node.
+  void watch(Time now, const Grid& grid, OnMap on_map);
   void unwatch(const Grid& grid);
 
   // Leaves an owner out until `until`, or until it declares another boot id than `boot_id`.
@@ -33,8 +32,8 @@ public:
   void forgive(Time now, const PublicKey& owner);
   bool is_suspect(const PublicKey& owner, uint64_t boot_id) const;
 
-  // Who serves each uid; absent ones are null. Declarations read less than kFresh ago are not asked
-  // for again.
+  // Who serves each uid; absent ones are null. Under watched prefixes only those that the map lacks
+  // are asked for, and declarations read less than kFresh ago are not asked for again.
   using FindDone = std::function<void(std::vector<std::optional<Found>>)>;
   void find(Time now, WallMs wall, std::vector<ExpertUid> uids, Time deadline, FindDone done);
   // For each uid prefix ("ffn", "ffn.3", "ffn.3.7"): is any expert alive at or below it?
@@ -44,21 +43,18 @@ public:
 
   void on_timer(Time now, WallMs wall) override;
   Time next_deadline() const override;
-  void on_joined(Time now, WallMs wall) override;
 
   static constexpr Duration kFresh = kSecond;
 
 private:
   struct Watch {
-    Duration period;
     OnMap on_map;
-    std::shared_ptr<const AliveMap> map;
-    Time rebuild_at;
+    std::shared_ptr<const AliveMap> map = nullptr;
+    Time built_at = 0;
+    Time rebuild_at = kNever;
   };
   struct Reader {
     std::unique_ptr<PrefixReader> prefix;
-    Duration period = kNever; // of the most eager watch
-    Time next_refresh = kNever;
     Time used_at = 0;
   };
   struct Suspicion {
@@ -67,17 +63,17 @@ private:
   };
 
   Reader& reader(Time now, const std::string& prefix);
-  void refresh(Time now, WallMs wall, const std::string& prefix);
-  void rebuild_prefix(const std::string& prefix);
+  void on_change(const std::string& prefix);
+  bool knows(const ExpertUid& uid, bool whole) const;
   void rebuild(const Grid& grid, Watch& watch);
   void rebuild_all();
-  void refresh_all(Time now, WallMs wall, const std::vector<ExpertUid>& uids, Time deadline,
+  // `whole`: the uids name experts, not what lies below them.
+  void refresh_all(Time now, const std::vector<ExpertUid>& uids, bool whole, Time deadline,
                    std::function<void()> done);
   std::optional<Found> find_one(const ExpertUid& uid) const;
   bool is_active(const ExpertUid& prefix) const;
 
   Node& node_;
-  ServerBook servers_;
   std::map<std::string, Reader> readers_;
   std::map<Grid, Watch> watches_;
   std::map<PublicKey, Suspicion> suspects_;

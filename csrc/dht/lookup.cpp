@@ -96,6 +96,14 @@ bool Lookup::finished() const {
          });
 }
 
+size_t Lookup::rank(const Id& id) const {
+  const Id away = distance(id, target_);
+  size_t rank = 0;
+  for (const Candidate& candidate : candidates_)
+    rank += candidate.distance < away;
+  return rank;
+}
+
 std::vector<Lookup::Found> Lookup::closest() const {
   std::vector<Found> found;
   for (const Candidate& candidate : candidates_) {

@@ -31,6 +31,8 @@ public:
   void lapsed(const Id& id);  // and nothing came of that
   void failed(const Id& id);
   bool finished() const;
+  // How many candidates are closer, whatever became of them.
+  size_t rank(const Id& id) const;
 
   struct Found {
     Contact contact;

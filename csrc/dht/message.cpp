@@ -1,82 +1,8 @@
-#include "dht/message.hpp"
-
-#include <algorithm>
-
+#include "dht/message_format.hpp"
 #include "wire/reader.hpp"
-#include "wire/writer.hpp"
 
 namespace lah::dht {
 namespace {
-
-constexpr uint64_t kReplyBit = 0x40;
-constexpr uint64_t kClientModeFlag = 1;
-constexpr size_t kHeaderFields = 7;
-constexpr size_t kArrayMax = 64; // elements of any list in a message
-
-template <class... Cases> struct Overload : Cases... { using Cases::operator()...; };
-template <class... Cases> Overload(Cases...) -> Overload<Cases...>;
-
-// --- writing -------------------------------------------------------------------------------------
-
-void put_header(wire::Writer& out, uint64_t code, const Header& header, size_t fields) {
-  out.array(kHeaderFields + fields).u64(code).u64(header.txid);
-  out.u64(header.client_mode ? kClientModeFlag : 0).bin(as_bytes(header.puzzle));
-  out.bin(header.token ? as_bytes(*header.token) : ByteView{});
-  out.u64(header.wall_ms).bin(header.certificate);
-}
-
-void put_id(wire::Writer& out, const Id& id) {
-  out.bin(as_bytes(id.bytes()));
-}
-
-void put_contact(wire::Writer& out, const Contact& contact) {
-  std::array<std::byte, kContactBytesMax> bytes;
-  out.bin(ByteView(bytes).first(encode_contact(contact, bytes)));
-}
-
-void put_record(wire::Writer& out, const Record& record, bool with_key) {
-  out.array((with_key ? 6U : 5U) + (record.certificate.empty() ? 0U : 1U));
-  if (with_key)
-    put_id(out, record.key);
-  out.bin(as_bytes(record.owner)).u64(record.seq).u64(record.expiry_ms);
-  out.bin(record.payload).bin(as_bytes(record.signature));
-  if (!record.certificate.empty())
-    out.bin(record.certificate);
-}
-
-void put_records(wire::Writer& out, const std::vector<Record>& records, bool with_key) {
-  out.array(records.size());
-  for (const Record& record : records)
-    put_record(out, record, with_key);
-}
-
-void put_find_reply(wire::Writer& out, const FindReply& find) {
-  std::vector<const Contact*> pool;
-  std::vector<uint64_t> named; // by the entries in turn, as places in the pool
-  for (const FindReply::Entry& entry : find.entries)
-    for (const Contact& contact : entry.contacts) {
-      const auto known = std::find_if(pool.begin(), pool.end(), [&](const Contact* pooled) {
-        return pooled->id == contact.id && pooled->endpoint == contact.endpoint;
-      });
-      named.push_back(static_cast<uint64_t>(known - pool.begin()));
-      if (known == pool.end())
-        pool.push_back(&contact);
-    }
-  out.bin(encode_endpoint(find.observed)).array(pool.size());
-  for (const Contact* contact : pool)
-    put_contact(out, *contact);
-  out.array(find.entries.size());
-  auto next = named.begin();
-  for (const FindReply::Entry& entry : find.entries) {
-    out.array(3).array(entry.contacts.size());
-    for (size_t i = 0; i < entry.contacts.size(); ++i)
-      out.u64(*next++);
-    put_records(out, entry.records, false);
-    out.boolean(entry.more);
-  }
-}
-
-// --- reading -------------------------------------------------------------------------------------
 
 Id read_id(wire::Reader& in) {
   return Id::from_bytes(in.fixed<32>());
@@ -126,6 +52,7 @@ FindRequest read_find_request(wire::Reader& in) {
   in.leave();
   find.want_records = in.boolean();
   find.padding = in.bin(0, Limits::kDatagramBytes).size();
+  find.start = static_cast<uint8_t>(in.u64(255));
   return find;
 }
 
@@ -212,6 +139,41 @@ ObserveRequest read_observe_request(wire::Reader& in) {
   return observe;
 }
 
+ListenRequest read_listen_request(wire::Reader& in) {
+  return {read_id(in), in.u64(Limits::kListenMs), in.boolean()}; // in this order
+}
+
+ListenReply read_listen_reply(wire::Reader& in) {
+  ListenReply listen{in.u64(Limits::kListenMs)};
+  in.enter(listen.digest.size(), listen.digest.size());
+  for (uint64_t& sum : listen.digest)
+    sum = in.u64();
+  in.leave();
+  return listen;
+}
+
+NotifyRequest read_notify_request(wire::Reader& in) {
+  NotifyRequest notify{read_id(in)};
+  notify.records = read_records(in, false);
+  const size_t count = in.enter(0, kArrayMax);
+  for (size_t i = 0; i < count && in.ok(); ++i) {
+    in.enter(4, kArrayMax);
+    notify.refreshes.push_back({in.fixed<32>(), in.u64(), in.u64(), in.fixed<64>()});
+    in.leave();
+  }
+  in.leave();
+  return notify;
+}
+
+NotifyReply read_notify_reply(wire::Reader& in) {
+  NotifyReply notify{in.boolean()};
+  const size_t count = in.enter(0, kArrayMax);
+  for (size_t i = 0; i < count && in.ok(); ++i)
+    notify.missing.push_back(in.fixed<32>());
+  in.leave();
+  return notify;
+}
+
 std::optional<Request> read_request(wire::Reader& in, MessageKind kind) {
   switch (kind) {
   case MessageKind::kPing:
@@ -224,6 +186,10 @@ std::optional<Request> read_request(wire::Reader& in, MessageKind kind) {
     return read_page_request(in);
   case MessageKind::kObserve:
     return read_observe_request(in);
+  case MessageKind::kListen:
+    return read_listen_request(in);
+  case MessageKind::kNotify:
+    return read_notify_request(in);
   default:
     return std::nullopt;
   }
@@ -241,6 +207,10 @@ std::optional<Reply> read_reply(wire::Reader& in, MessageKind kind) {
     return read_page_reply(in);
   case MessageKind::kObserve:
     return ObserveReply{in.u64(kArrayMax)};
+  case MessageKind::kListen:
+    return read_listen_reply(in);
+  case MessageKind::kNotify:
+    return read_notify_reply(in);
   case MessageKind::kError:
     return ErrorReply{static_cast<ErrorCode>(in.u64(255))};
   default:
@@ -265,76 +235,6 @@ Header read_header(wire::Reader& in) {
 }
 
 } // namespace
-
-Buffer encode(const Header& header, const Request& body) {
-  wire::Writer out(Limits::kDatagramBytes);
-  const uint64_t code =
-      std::visit([](const auto& request) { return uint64_t(request.kKind); }, body);
-  std::visit(Overload{
-                 [&](const PingRequest&) { put_header(out, code, header, 0); },
-                 [&](const FindRequest& find) {
-                   put_header(out, code, header, 3);
-                   out.array(find.keys.size());
-                   for (const Id& key : find.keys)
-                     put_id(out, key);
-                   out.boolean(find.want_records).bin(Buffer(find.padding));
-                 },
-                 [&](const StoreRequest& store) {
-                   put_header(out, code, header, 1);
-                   put_records(out, store.records, true);
-                 },
-                 [&](const PageRequest& page) {
-                   put_header(out, code, header, 2);
-                   put_id(out, page.key);
-                   out.bin(page.after ? as_bytes(*page.after) : ByteView{});
-                 },
-                 [&](const ObserveRequest& observe) {
-                   put_header(out, code, header, 4);
-                   out.u64(uint64_t(observe.step)).u64(observe.nonce);
-                   out.bin(observe.target ? encode_contact(*observe.target) : Buffer{});
-                   out.bin(Buffer(observe.padding));
-                 },
-             },
-             body);
-  return out.take();
-}
-
-Buffer encode(const Header& header, const Reply& body) {
-  wire::Writer out(Limits::kDatagramBytes);
-  const uint64_t code =
-      kReplyBit | std::visit([](const auto& reply) { return uint64_t(reply.kKind); }, body);
-  std::visit(Overload{
-                 [&](const PingReply& ping) {
-                   put_header(out, code, header, 1);
-                   out.bin(encode_endpoint(ping.observed));
-                 },
-                 [&](const FindReply& find) {
-                   put_header(out, code, header, 3);
-                   put_find_reply(out, find);
-                 },
-                 [&](const StoreReply& store) {
-                   put_header(out, code, header, 1);
-                   out.array(store.outcomes.size());
-                   for (const StoreReply::Outcome& outcome : store.outcomes)
-                     out.array(2).u64(uint64_t(outcome.verdict)).u64(outcome.seq);
-                 },
-                 [&](const PageReply& page) {
-                   put_header(out, code, header, 2);
-                   put_records(out, page.records, false);
-                   out.boolean(page.more);
-                 },
-                 [&](const ObserveReply& observe) {
-                   put_header(out, code, header, 1);
-                   out.u64(observe.others);
-                 },
-                 [&](const ErrorReply& error) {
-                   put_header(out, code, header, 1);
-                   out.u64(uint64_t(error.code));
-                 },
-             },
-             body);
-  return out.take();
-}
 
 Result<std::variant<RequestMessage, ReplyMessage, UnknownRequest>> decode(ByteView plaintext,
                                                                           const Awaited& awaited) {

@@ -18,8 +18,8 @@ enum class MessageKind : uint8_t {
   kFind = 2,
   kStore = 3,
   kGetPage = 4,
-  kListen = 5, // reserved
-  kNotify = 6, // reserved
+  kListen = 5,
+  kNotify = 6,
   kObserve = 7,
   kError = 31, // replies only
 };
@@ -39,6 +39,9 @@ struct FindRequest {
   std::vector<Id> keys;
   bool want_records = false;
   size_t padding = 0; // bytes of zeros, so that an unproven address may get a full reply
+  // Records of owners whose keys begin with this byte or a higher one come first, then the others:
+  // questions to several replicas bring different records.
+  uint8_t start = 0;
 };
 
 struct FindReply {
@@ -98,13 +101,56 @@ struct ObserveReply {
   size_t others = 0; // that it was passed on to
 };
 
+// What a key holds, without when it expires: by the top bits of the owner's key, the sum of the
+// hashes of owner and payload of every live record. Refreshes leave it as it is.
+using Digest = std::array<uint64_t, Limits::kDigestSectors>;
+
+// Tell me what changes under this key. Needs a token: it proves that the listener's address is its
+// own.
+struct ListenRequest {
+  static constexpr MessageKind kKind = MessageKind::kListen;
+  Id key;
+  uint64_t lifetime_ms = 0; // at most Limits::kListenMs; 0 ends it
+  bool refreshes = false;   // also of records that changed nothing but when they expire
+};
+
+struct ListenReply {
+  static constexpr MessageKind kKind = MessageKind::kListen;
+  uint64_t lifetime_ms = 0; // granted; 0 if there is no room
+  Digest digest{};          // of what the answerer holds
+};
+
+// A record of which the listener knows all but this: it has the payload already.
+struct Refresh {
+  PublicKey owner{};
+  uint64_t seq = 0;
+  WallMs expiry_ms = 0;
+  crypto::Signature signature{};
+  bool operator==(const Refresh&) const = default;
+};
+
+struct NotifyRequest {
+  static constexpr MessageKind kKind = MessageKind::kNotify;
+  Id key;
+  std::vector<Record> records = {}; // their key is the request's
+  std::vector<Refresh> refreshes = {};
+};
+
+struct NotifyReply {
+  static constexpr MessageKind kKind = MessageKind::kNotify;
+  bool listening = false;              // false: send no more
+  std::vector<PublicKey> missing = {}; // owners whose refreshes fit nothing the listener has
+};
+
 struct ErrorReply {
   static constexpr MessageKind kKind = MessageKind::kError;
   ErrorCode code = ErrorCode::kProtocol;
 };
 
-using Request = std::variant<PingRequest, FindRequest, StoreRequest, PageRequest, ObserveRequest>;
-using Reply = std::variant<PingReply, FindReply, StoreReply, PageReply, ObserveReply, ErrorReply>;
+using Request = std::variant<PingRequest, FindRequest, StoreRequest, PageRequest, ListenRequest,
+                             NotifyRequest, ObserveRequest>;
+using Reply = std::variant<PingReply, FindReply, StoreReply, PageReply, ListenReply, NotifyReply,
+                           ObserveReply, ErrorReply>;
 
 struct Header {
   uint64_t txid = 0;
@@ -165,5 +211,7 @@ inline constexpr size_t kPageWireBytes = kHeaderWireBytes + 3 + 1;
 // The same for a STORE, whose records carry their keys.
 inline constexpr size_t kStoredKeyWireBytes = 34;
 inline constexpr size_t kStoreWireBytes = kHeaderWireBytes + 1;
+inline constexpr size_t kNotifyWireBytes = kHeaderWireBytes + 34 + 3 + 3;
+inline constexpr size_t kRefreshWireBytes = 1 + 34 + 9 + 9 + 66;
 
 } // namespace lah::dht

@@ -12,6 +12,7 @@
 #include "dht/get_cache.hpp"
 #include "dht/get_many.hpp"
 #include "dht/hello.hpp"
+#include "dht/listeners.hpp"
 #include "dht/newcomer_gate.hpp"
 #include "dht/node_state.hpp"
 #include "dht/peer_memory.hpp"
@@ -19,6 +20,7 @@
 #include "dht/responder.hpp"
 #include "dht/shared_gets.hpp"
 #include "dht/store_many.hpp"
+#include "dht/subscriptions.hpp"
 #include "dht/table_upkeep.hpp"
 
 namespace lah::dht {
@@ -92,11 +94,19 @@ public:
                       Duration max_age = 0);
   void start_store_many(Time now, WallMs wall, std::vector<Record> records, Time deadline,
                         StoreManyOperation::Done done);
+  // A record of our own, at this node only.
+  void store_own(const Record& record);
   // Fetches the key of whoever listens at `to`, then pings it.
   void start_ping(Time now, WallMs wall, const Endpoint& to, Time deadline,
                   PingOperation::Done done);
   // Only the key.
   void start_hello(Time now, const Endpoint& to, HelloExchange::Done done);
+  // Of an operation that lives in a file of its own.
+  void start(Time now, std::unique_ptr<Operation> operation, Time deadline);
+  // Tells what a key holds, and then what changes there, until it is told to stop; see ListenEvent.
+  // None if Limits::kSubscriptions keys are listened to.
+  std::optional<ListenId> start_listen(const Id& key, Subscriptions::OnEvent on_event);
+  void stop_listen(ListenId id) { subscriptions_.remove(id); }
   // Completes every open operation with what it has. For a node about to be destroyed.
   void abandon();
 
@@ -126,6 +136,9 @@ public:
   const RoutingTable& table() const { return table_; }
   const Storage& storage() const { return storage_; }
   Rng& rng() { return rng_; }
+  bool verify(const Record& record) override {
+    return admission_.admits(record.owner, record.certificate, wall_) && verifier_.verify(record);
+  }
   Time time() const { return now_; } // of the last event
   // The network's time: the machine's clock, corrected by what most peers say. Records are signed
   // and expire by it.
@@ -138,9 +151,6 @@ private:
   // OperationHost
   uint64_t request(OpId op, const Contact& to, Request body) override;
   std::vector<Contact> closest(const Id& target) override;
-  bool verify(const Record& record) override {
-    return admission_.admits(record.owner, record.certificate, wall_) && verifier_.verify(record);
-  }
   WallMs wall_ms() const override { return wall_; }
   Time now() const override { return now_; }
 
@@ -156,6 +166,9 @@ private:
   void on_unadmitted_reply(const SentRequest& request);
   // Bytes sent. `known`: the peer has heard from us before.
   size_t reply_to(const Contact& from, uint64_t txid, const Reply& body, bool known);
+  Reply answer(const Responder::Asker& asker, const RequestMessage& message, size_t bytes);
+  void on_stored(const Record& record, bool changed);
+  void notify_listeners();
   void greet(const Contact& stranger);
   void hear_of(const Contact& by, const FindReply& reply);
   void observe(const Endpoint& observed);
@@ -166,7 +179,6 @@ private:
   void launch(std::unique_ptr<Operation> operation);
   GetOperation::Done keeping(const Id& key, Consistency consistency, Duration max_age,
                              GetOperation::Done done);
-  void store_own(const Record& record);
   void end(OpId id); // with what it has
   void retire_if_finished(OpId id);
   void retire(Operations::iterator operation);
@@ -223,6 +235,8 @@ private:
   PendingRequests pending_;
   HelloExchange hello_;
   Bootstrap bootstrap_;
+  Listeners listeners_;
+  Subscriptions subscriptions_;
   Newcomers newcomers_;
 
   Operations operations_;

@@ -31,6 +31,10 @@ void Node::on_timer(Time now, WallMs wall) {
   run_bootstrap();
   if (now >= next_tick_)
     run_tick();
+  if (now >= subscriptions_.next_deadline())
+    subscriptions_.on_timer(now_, wall_);
+  if (now >= listeners_.next_deadline())
+    notify_listeners();
   for (size_t i = 0; i < tasks_.size(); ++i) // a task may add or remove tasks
     if (tasks_[i]->next_deadline() <= now)
       tasks_[i]->on_timer(now_, wall_);
@@ -40,8 +44,9 @@ void Node::on_timer(Time now, WallMs wall) {
 Time Node::next_deadline() const {
   if (!finished_.empty() || newcomers_.waiting())
     return now_;
-  Time next = std::min(
-      {next_tick_, pending_.next_deadline(), hello_.next_deadline(), gets_.next_deadline()});
+  Time next =
+      std::min({next_tick_, pending_.next_deadline(), hello_.next_deadline(), gets_.next_deadline(),
+                listeners_.next_deadline(), subscriptions_.next_deadline()});
   if (!deadlines_.empty())
     next = std::min(next, deadlines_.begin()->first);
   if (isolated() && bootstrap_.can_try() && !looking_for_way_in())
@@ -72,7 +77,8 @@ void Node::run_requests() {
       bootstrap_.lost(request.to, now_);
     else if (table_.contains(request.to.id))
       upkeep_.ask_again(request.to, now_ + kDoubtFor);
-    note_outcome(false);
+    if (request.kind != MessageKind::kNotify) // listeners come and go: that says nothing about us
+      note_outcome(false);
     if (const auto found = operations_.find(request.op); found != operations_.end()) {
       found->second->on_failed(*this, request);
       retire_if_finished(request.op);
@@ -147,6 +153,7 @@ void Node::on_joined() {
   outcomes_.reset();
   outcome_count_ = 0;
   next_split_check_ = now_ + kSplitCheck;
+  subscriptions_.on_joined(now_);
   for (size_t i = 0; i < tasks_.size(); ++i)
     tasks_[i]->on_joined(now_, wall_);
 }

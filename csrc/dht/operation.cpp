@@ -22,8 +22,10 @@ void LookupOperation::start(OperationHost& host, const std::vector<Contact>& nea
 }
 
 void LookupOperation::pump(OperationHost& host) {
-  while (const auto contact = lookup_.next())
-    host.request(id, *contact, FindRequest{{lookup_.target()}, wants_records()});
+  while (const auto contact = lookup_.next()) {
+    const FindRequest find = find_request();
+    on_asked(host.request(id, *contact, find), find);
+  }
 }
 
 void LookupOperation::on_answer(OperationHost& host, const SentRequest& request,
@@ -197,9 +199,10 @@ void StoreOperation::on_answer(OperationHost& host, const SentRequest& request,
   if (store == nullptr || store->outcomes.size() != 1)
     return;
   const StoreReply::Outcome& outcome = store->outcomes[0];
-  if (is_held(outcome.verdict))
+  if (is_held(outcome.verdict)) {
     ++result_.replicas;
-  else if (outcome.verdict == Verdict::kStale)
+    result_.holders.push_back(request.to);
+  } else if (outcome.verdict == Verdict::kStale)
     result_.newest_seq = std::max(result_.newest_seq, outcome.seq);
 }
 

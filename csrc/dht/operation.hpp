@@ -23,8 +23,9 @@ struct GetResult {
 };
 
 struct StoreResult {
-  size_t replicas = 0;     // other nodes that hold the record now
-  uint64_t newest_seq = 0; // the highest seq any of them held, if ours was stale; else 0
+  size_t replicas = 0;               // other nodes that hold the record now
+  std::vector<Contact> holders = {}; // these
+  uint64_t newest_seq = 0;           // the highest seq any of them held, if ours was stale; else 0
   bool complete = false;
 };
 
@@ -86,6 +87,8 @@ public:
 
 protected:
   virtual bool wants_records() const { return false; }
+  virtual FindRequest find_request() { return {{lookup_.target()}, wants_records()}; }
+  virtual void on_asked(uint64_t /*txid*/, const FindRequest&) {}
   virtual void on_found(OperationHost&, const Contact&, const FindReply::Entry&) {}
   void pump(OperationHost& host);
 

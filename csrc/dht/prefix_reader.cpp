@@ -4,44 +4,77 @@
 
 namespace lah::dht {
 
-// --- ServerBook ----------------------------------------------------------------------------------
-
-const ServerRecord* ServerBook::find(const PublicKey& owner, uint64_t boot_id) const {
-  const auto found = known_.find(owner);
-  return found == known_.end() || found->second.server.boot_id != boot_id ? nullptr
-                                                                          : &found->second.server;
-}
-
-void ServerBook::fetch(const PublicKey& owner, Time deadline, std::function<void()> done) {
-  node_.start_get(node_.time(), node_.wall(), server_key(owner), deadline,
-                  [this, owner, done = std::move(done)](const GetResult& result) {
-                    learn(owner, result);
-                    done();
-                  });
-}
-
-void ServerBook::learn(const PublicKey& owner, const GetResult& result) {
-  for (const Record& record : result.records) {
-    if (record.owner != owner) // anybody may sign a record under this key; only the owner counts
-      continue;
-    const auto server = decode_server(record.payload);
-    const auto known = known_.find(owner);
-    if (!server || (known != known_.end() && known->second.seq >= record.seq))
-      continue;
-    if (known_.size() >= Limits::kRecordsPerKey && known == known_.end())
-      known_.clear(); // one lookup brings each of them back
-    known_.insert_or_assign(owner, Known{*server, record.seq});
-  }
-}
-
-// --- PrefixReader --------------------------------------------------------------------------------
-
 const PrefixReader::OwnedPart* PrefixReader::Owner::first() const {
   const auto part = parts.find(0);
   return part == parts.end() ? nullptr : &part->second;
 }
 
-void PrefixReader::refresh(Time, WallMs, Time deadline, std::function<void()> done) {
+void PrefixReader::learn(uint32_t part, const Record& record) {
+  OwnedPart& held = owners_[record.owner].parts[part];
+  if (held.seq >= record.seq)
+    return;
+  const auto declaration = decode_declaration(record.payload);
+  held = {record.seq, record.expiry_ms, declaration ? *declaration : Declaration{}};
+}
+
+uint32_t PrefixReader::parts() const {
+  uint32_t most = 1;
+  for (const auto& [key, owner] : owners_)
+    if (const OwnedPart* first = owner.first())
+      most = std::max(most, first->declaration.parts);
+  return most;
+}
+
+// --- listening -----------------------------------------------------------------------------------
+
+void PrefixReader::listen(std::function<void()> on_change) {
+  on_change_ = std::move(on_change);
+  if (parts_.empty())
+    listen_to_parts();
+}
+
+void PrefixReader::ignore() {
+  for (const auto& [number, part] : std::exchange(parts_, {}))
+    if (part.listen)
+      node_.stop_listen(*part.listen);
+  on_change_ = nullptr;
+  complete_ = false;
+}
+
+void PrefixReader::listen_to_parts() {
+  const uint32_t wanted = parts();
+  for (uint32_t number = 0; number < wanted; ++number) {
+    if (parts_.contains(number))
+      continue;
+    Part& part = parts_[number];
+    part.listen =
+        node_.start_listen(declaration_key(prefix_, number),
+                           [this, number](const ListenEvent& event) { on_event(number, event); });
+    part.told = !part.listen;
+  }
+}
+
+void PrefixReader::on_event(uint32_t number, const ListenEvent& event) {
+  for (const Record& record : event.changed)
+    learn(number, record);
+  for (const Record& record : event.refreshed) {
+    OwnedPart& held = owners_[record.owner].parts[number];
+    held.seq = std::max(held.seq, record.seq);
+    held.expiry_ms = std::max(held.expiry_ms, record.expiry_ms);
+  }
+  parts_[number].told = true;
+  if (number == 0)
+    listen_to_parts();
+  if (!complete_)
+    complete_ = std::all_of(parts_.begin(), parts_.end(),
+                            [](const auto& part) { return part.second.told; });
+  if (complete_ && (event.first || !event.changed.empty()))
+    on_change_();
+}
+
+// --- asking --------------------------------------------------------------------------------------
+
+void PrefixReader::refresh(Time deadline, std::function<void()> done) {
   waiting_.push_back(std::move(done));
   if (refreshing())
     return;
@@ -56,30 +89,14 @@ void PrefixReader::get_part(uint32_t part) {
 }
 
 void PrefixReader::on_part(uint32_t part, const GetResult& result) {
-  for (const Record& record : result.records) {
-    OwnedPart& held = owners_[record.owner].parts[part];
-    if (held.seq >= record.seq)
-      continue;
-    const auto declaration = decode_declaration(record.payload);
-    held = {record.seq, record.expiry_ms, declaration ? *declaration : Declaration{}};
-  }
+  for (const Record& record : result.records)
+    learn(part, record);
   expire(node_.wall());
   if (part == 0) {
-    uint32_t parts = 1;
-    for (const auto& [key, owner] : owners_)
-      if (const OwnedPart* first = owner.first())
-        parts = std::max(parts, first->declaration.parts);
-    open_ += parts - 1;
-    for (uint32_t next = 1; next < parts; ++next)
+    const uint32_t wanted = parts();
+    open_ += wanted - 1;
+    for (uint32_t next = 1; next < wanted; ++next)
       get_part(next);
-    std::vector<PublicKey> strangers;
-    for (const auto& [key, owner] : owners_)
-      if (const OwnedPart* first = owner.first(); first && !first->declaration.groups.empty() &&
-                                                  !servers_.find(key, first->declaration.boot_id))
-        strangers.push_back(key);
-    open_ += strangers.size();
-    for (const PublicKey& stranger : strangers)
-      servers_.fetch(stranger, deadline_, [this] { finish_one(); });
   }
   finish_one();
 }

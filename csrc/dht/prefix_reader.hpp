@@ -5,35 +5,24 @@
 
 namespace lah::dht {
 
-// Where servers are, by owner: shared by all prefixes, because an owner's address is one record.
-class ServerBook {
-public:
-  explicit ServerBook(Node& node) : node_(node) {}
-
-  const ServerRecord* find(const PublicKey& owner, uint64_t boot_id) const;
-  // `done` is called when the owner's record was looked for, found or not.
-  void fetch(const PublicKey& owner, Time deadline, std::function<void()> done);
-
-private:
-  void learn(const PublicKey& owner, const GetResult& result);
-
-  Node& node_;
-  struct Known {
-    ServerRecord server;
-    uint64_t seq;
-  };
-  std::map<PublicKey, Known> known_;
-};
-
-// All live declarations under one prefix, as far as this node knows. Refreshing asks the network;
-// what one refresh misses stays until it expires.
+// All live declarations under one prefix, as far as this node knows: told by the network while
+// somebody watches, asked for otherwise. What one refresh misses stays until it expires.
 class PrefixReader {
 public:
-  PrefixReader(Node& node, ServerBook& servers, std::string prefix)
-      : node_(node), servers_(servers), prefix_(std::move(prefix)) {}
+  PrefixReader(Node& node, std::string prefix) : node_(node), prefix_(std::move(prefix)) {}
+  ~PrefixReader() { ignore(); }
+  PrefixReader(const PrefixReader&) = delete;
+  PrefixReader& operator=(const PrefixReader&) = delete;
+
+  // Listens until told to ignore(). `on_change` is called once everything was read, and whenever
+  // something changes then; not for what merely goes on, or expires.
+  void listen(std::function<void()> on_change);
+  void ignore();
+  bool listening() const { return on_change_ != nullptr; }
+  bool complete() const { return complete_; } // everything was read since listen()
 
   // One refresh at a time: a call during one waits for the same.
-  void refresh(Time now, WallMs wall, Time deadline, std::function<void()> done);
+  void refresh(Time deadline, std::function<void()> done);
   bool refreshing() const { return open_ > 0; }
   Time refreshed_at() const { return refreshed_at_; } // kNever before the first
 
@@ -51,14 +40,25 @@ public:
   WallMs next_expiry() const;
 
 private:
+  struct Part {
+    std::optional<ListenId> listen; // none: too many keys are listened to already
+    bool told = false;
+  };
+  void listen_to_parts();
+  void on_event(uint32_t part, const ListenEvent& event);
+  void learn(uint32_t part, const Record& record);
+  uint32_t parts() const; // of the owner that has most
+
   void get_part(uint32_t part);
   void on_part(uint32_t part, const GetResult& result);
   void finish_one();
 
   Node& node_;
-  ServerBook& servers_;
   std::string prefix_;
   std::map<PublicKey, Owner> owners_;
+  std::function<void()> on_change_;
+  std::map<uint32_t, Part> parts_; // listened to
+  bool complete_ = false;
   std::vector<std::function<void()>> waiting_;
   Time deadline_ = 0;
   Time refreshed_at_ = kNever;

@@ -36,6 +36,34 @@ std::vector<Record> copies(const std::vector<const Record*>& records) {
   return result;
 }
 
+constexpr size_t kContactsBesideRecords = Limits::kReplicas / 2;
+
+// One page of a key's records that begins at the owners whose keys start with `start`, and goes
+// once round the ring.
+Storage::Page page_from(const Storage& storage, const Id& key, uint8_t start, WallMs wall,
+                        size_t budget) {
+  if (start == 0)
+    return storage.page(key, nullptr, wall, budget, kRecordWireOverhead);
+  PublicKey before;
+  before.fill(0xff);
+  before[0] = static_cast<uint8_t>(start - 1);
+  Storage::Page page = storage.page(key, &before, wall, budget, kRecordWireOverhead);
+  if (page.more)
+    return page;
+  for (const Record* record : page.records)
+    take(budget, record_wire_bytes(*record));
+  const Storage::Page rest = storage.page(key, nullptr, wall, budget, kRecordWireOverhead);
+  page.more = rest.more;
+  for (const Record* record : rest.records) {
+    if (record->owner[0] >= start) {
+      page.more = false; // round once
+      break;
+    }
+    page.records.push_back(record);
+  }
+  return page;
+}
+
 } // namespace
 
 Reply Responder::answer(const Asker& asker, const Request& request, size_t request_bytes,
@@ -73,13 +101,12 @@ FindReply Responder::find(const Asker& asker, const FindRequest& request, size_t
     });
     near.resize(std::min(near.size(), Limits::kFindContacts));
     if (request.want_records) {
-      // A holder of records is near the key already: half as many contacts are enough there.
+      // A holder of many records is near the key already: few contacts are enough there.
       size_t reserved = 0;
-      for (size_t n = 0; n < std::min(near.size(), Limits::kReplicas); ++n)
+      for (size_t n = 0; n < std::min(near.size(), kContactsBesideRecords); ++n)
         reserved += wire_bytes(near[n]);
       const size_t room = share - std::min(share, reserved);
-      const Storage::Page first =
-          storage_.page(request.keys[i], nullptr, wall, room, kRecordWireOverhead);
+      const Storage::Page first = page_from(storage_, request.keys[i], request.start, wall, room);
       entry.records = copies(first.records);
       entry.more = first.more;
       for (const Record& record : entry.records)
@@ -115,6 +142,8 @@ StoreReply Responder::store(const Asker& asker, const StoreRequest& request, Wal
     }
     const Storage::PutResult put = storage_.put(record, asker.contact.endpoint, wall, verifier_);
     reply.outcomes.push_back({put.verdict, put.seq});
+    if (put.verdict == Verdict::kStored && on_stored)
+      on_stored(record, put.changed);
   }
   return reply;
 }

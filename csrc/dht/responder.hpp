@@ -1,5 +1,7 @@
 #pragma once
 
+#include <functional>
+
 #include "dht/admission.hpp"
 #include "dht/message.hpp"
 #include "dht/routing_table.hpp"
@@ -23,6 +25,9 @@ public:
   // `request_bytes` is the datagram's size: an unproven asker gets at most
   // Limits::kAmplification times as much back.
   Reply answer(const Asker& asker, const Request& request, size_t request_bytes, WallMs wall);
+
+  // Sees every record that a request made this node store.
+  std::function<void(const Record& record, bool changed)> on_stored;
 
 private:
   PingReply ping(const Asker& asker) const;

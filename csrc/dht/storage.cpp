@@ -20,7 +20,7 @@ bool Storage::Nearer::operator()(const Held* a, const Held* b) const {
   return std::tie(away_a, a->record.owner) < std::tie(away_b, b->record.owner);
 }
 
-const Storage::Held* Storage::find(const Id& key, const PublicKey& owner) const {
+const Storage::Held* Storage::find_held(const Id& key, const PublicKey& owner) const {
   const auto found = keys_.find(key);
   if (found == keys_.end())
     return nullptr;
@@ -30,7 +30,7 @@ const Storage::Held* Storage::find(const Id& key, const PublicKey& owner) const 
 
 Storage::PutResult Storage::put(const Record& record, const std::optional<Endpoint>& source,
                                 WallMs wall, RecordVerifier& verifier) {
-  const Held* old = find(record.key, record.owner);
+  const Held* old = find_held(record.key, record.owner);
   const uint64_t old_seq = old == nullptr ? 0 : old->record.seq;
   Verdict verdict = check(record, old, wall);
   if (verdict == Verdict::kStored && source) {
@@ -45,10 +45,12 @@ Storage::PutResult Storage::put(const Record& record, const std::optional<Endpoi
     return {Verdict::kBadSignature, old_seq};
   if (source && !make_room(record, old, source))
     return {Verdict::kFull, old_seq};
+  const bool changed =
+      old == nullptr || old->record.expiry_ms <= wall || old->record.payload != record.payload;
   if (old != nullptr)
     erase(*old);
   insert(record, source);
-  return {Verdict::kStored, record.seq};
+  return {Verdict::kStored, record.seq, changed};
 }
 
 Verdict Storage::check(const Record& record, const Held* old, WallMs wall) const {
@@ -209,6 +211,11 @@ std::vector<Record> Storage::owned_by(const PublicKey& owner, size_t most) const
     if ((*expiry)->record.owner == owner && records.size() < most)
       records.push_back((*expiry)->record);
   return records;
+}
+
+const Record* Storage::find(const Id& key, const PublicKey& owner) const {
+  const Held* held = find_held(key, owner);
+  return held == nullptr ? nullptr : &held->record;
 }
 
 void Storage::expire(WallMs wall) {

@@ -25,7 +25,8 @@ public:
 
   struct PutResult {
     Verdict verdict;
-    uint64_t seq; // of the record now held for this owner and key; 0 if none
+    uint64_t seq;         // of the record now held for this owner and key; 0 if none
+    bool changed = false; // stored, and not the same payload again
   };
   // One page of a key's records, in order of their owners' keys.
   struct Page {
@@ -43,6 +44,7 @@ public:
   Page page(const Id& key, const PublicKey* after, WallMs wall, size_t budget,
             size_t overhead) const;
   std::vector<Record> get(const Id& key, WallMs wall) const;
+  const Record* find(const Id& key, const PublicKey& owner) const; // it may have expired
 
   // What one owner has here, the longest-lived first.
   std::vector<Record> owned_by(const PublicKey& owner, size_t most) const;
@@ -96,7 +98,7 @@ private:
                      const std::optional<Endpoint>& source) const;
   bool make_room(const Record& record, const Held* old, const std::optional<Endpoint>& source);
   const Held* victim(const Record& record, const Held* old, const Subnet& from) const;
-  const Held* find(const Id& key, const PublicKey& owner) const;
+  const Held* find_held(const Id& key, const PublicKey& owner) const;
   void insert(const Record& record, const std::optional<Endpoint>& source);
   void erase(const Held& held);
   size_t used_by(const Subnet& subnet) const;

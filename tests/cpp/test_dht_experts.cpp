@@ -52,7 +52,7 @@ struct ExpertsTest : testing::Test {
   }
 
   void watch(std::string_view prefix, const std::vector<int64_t>& size) {
-    search->watch(net.now(), *Grid::make(prefix, size), kSecond,
+    search->watch(net.now(), *Grid::make(prefix, size),
                   [this](auto changed) { map = std::move(changed); });
     net.collect(7);
     EXPECT_TRUE(net.run_until(net.now() + 10 * kSecond, [&] { return map != nullptr; }));
