@@ -159,10 +159,8 @@ void Node::greet(const Contact& stranger) {
   }
   if (greeted_.size() >= Limits::kGreetings || !greeted_.insert(stranger.id).second)
     return;
-  auto question =
-      std::make_unique<PingOperation>(stranger, [this, id = stranger.id](const PingResult&) {
-        greeted_.erase(id);
-      });
+  auto question = std::make_unique<PingOperation>(
+      stranger, [this, id = stranger.id](const PingResult&) { greeted_.erase(id); });
   question->unasked = true;
   begin(std::move(question), kNever);
 }
@@ -257,7 +255,8 @@ uint64_t Node::request(OpId op, const Contact& to, Request body) {
       sent.datagram = *sealed;
     send(to.endpoint, std::move(*sealed));
   }
-  // The first strangers to answer are the nearest: what they say of others is not to be trusted yet.
+  // The first strangers to answer are the nearest: what they say of others is not to be trusted
+  // yet.
   pending_.add(std::move(sent), memory_.rto(to), std::max(memory_.strangers_rto(), kRtoInitial));
   return header.txid;
 }
