@@ -154,14 +154,14 @@ class Swarm:
         times = []
         packets = 0
         with torch.no_grad():
-            gate._route(x, gate.alive.refresh())
+            gate._choose(x)
             for _ in range(count):
                 operations = self.trainer.status()["operations"]
                 begun = time.perf_counter()
-                chosen = gate._route(x, gate.alive.refresh())
+                chosen = gate._choose(x)
                 times.append(time.perf_counter() - begun)
                 packets += max(0, self.trainer.status()["operations"] - operations)
-                assert (chosen.index >= 0).all()
+                assert (chosen.route.index >= 0).all()
         return {"times": times, "operations": packets}
 
     def close(self) -> None:

@@ -5,11 +5,13 @@
 namespace lah::dht {
 namespace {
 constexpr size_t kLostMax = 32;
+// With its jitter less than a minute: so long may a network take to heal.
+constexpr Duration kPauseMost = 40 * kSecond;
 constexpr Duration kLostFor = 3600 * kSecond;
 } // namespace
 
 std::vector<Endpoint> Bootstrap::attempt(Time now, Rng& rng) {
-  const Duration pause = std::min(kSecond << std::min(failures_, 6), 60 * kSecond);
+  const Duration pause = std::min(kSecond << std::min(failures_, 6), kPauseMost);
   ++failures_;
   tried_ = true;
   const auto jitter = static_cast<Duration>(rng.below(static_cast<uint64_t>(pause) / 2));

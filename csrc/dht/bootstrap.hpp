@@ -10,7 +10,7 @@
 namespace lah::dht {
 
 // When and whom to ask for a way into the network. All addresses are asked at once, so a dead seed
-// delays nobody; attempts back off from one second to a minute, jittered, so that a seed that comes
+// delays nobody; attempts back off from one second to 40, jittered, so that a seed that comes
 // back is not trampled.
 class Bootstrap {
 public:

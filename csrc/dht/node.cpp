@@ -182,12 +182,11 @@ void Node::on_reply(const Contact& from, const ReplyMessage& message) {
   if (rtt)
     clock_offset_.sample(now_, from.endpoint, message.header.wall_ms, machine_wall_, *rtt);
   const auto* error = std::get_if<ErrorReply>(&message.body);
-  const bool refused =
-      !admission_.is_open() && error != nullptr && error->code == ErrorCode::kNotPermitted;
+  const bool refused = error != nullptr && error->code == ErrorCode::kNotPermitted;
   note_outcome(!refused);
   const bool met = memory_.has_met(from);
   const bool member = table_.contains(from.id);
-  if (refused) // it never saw our certificate, or forgot it
+  if (refused) // it never saw a certificate of ours, or forgot it
     ++counters_.refusals;
   else if (message.header.client_mode)
     table_.remove(from.id);
