@@ -45,6 +45,7 @@ private:
     bool afflicted = false; // frozen, deaf or mute: promises nothing for now
     bool hidden = false;    // behind a NAT
     bool beyond = false;    // on the far side of the partition
+    std::vector<size_t> seeds;
   };
   struct Owned {
     size_t owner;
@@ -57,6 +58,7 @@ private:
   size_t any_alive();
   size_t any_public(); // one that anybody can join through
   bool well(size_t node) const;
+  bool stranded(size_t node) const; // everybody it knows of died before they met
   void befall(const Fault& fault);
   void afflict(size_t node, const Fault& fault);
   void cut();
@@ -122,7 +124,7 @@ void SwarmCheck::birth() {
   }
   const size_t index = net_.add(node);
   peers_.push_back({net_.now(), false, node.nat != NatKind::kNone,
-                    partitioned_ && chance(rng_, plan_.partition.share)});
+                    partitioned_ && chance(rng_, plan_.partition.share), node.seeds});
   alive_.push_back(index);
 }
 
@@ -147,7 +149,14 @@ void SwarmCheck::plan_churn() {
 // --- what befalls them ---------------------------------------------------------------------------
 
 bool SwarmCheck::well(size_t node) const {
-  return net_.is_up(node) && !peers_[node].afflicted && net_.now() - peers_[node].born >= kNewcomer;
+  return net_.is_up(node) && !peers_[node].afflicted &&
+         net_.now() - peers_[node].born >= kNewcomer && !stranded(node);
+}
+
+bool SwarmCheck::stranded(size_t node) const {
+  const std::vector<size_t>& seeds = peers_[node].seeds;
+  return !seeds.empty() && !net_.node(node).ready() &&
+         std::none_of(seeds.begin(), seeds.end(), [this](size_t seed) { return net_.is_up(seed); });
 }
 
 void SwarmCheck::befall(const Fault& fault) {

@@ -53,6 +53,10 @@ dht::Node& VirtualNetwork::node(size_t index) {
   return *hosts_[index]->node;
 }
 
+const dht::Node& VirtualNetwork::node(size_t index) const {
+  return *hosts_[index]->node;
+}
+
 Endpoint VirtualNetwork::endpoint(size_t index) const {
   return hosts_[index]->endpoint;
 }

@@ -54,6 +54,7 @@ public:
 
   size_t size() const { return hosts_.size(); }
   dht::Node& node(size_t index);
+  const dht::Node& node(size_t index) const;
   // Where others reach it, unless it is behind a NAT.
   Endpoint endpoint(size_t index) const;
   dht::Contact contact(size_t index) const;
