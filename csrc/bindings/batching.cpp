@@ -153,8 +153,9 @@ public:
   void unlisten() {
     {
       const GilRelease release;
+      std::unique_ptr<net::CallServer> leaving; // ends after the lock: its callers take a moment
       const std::lock_guard lock(server_mutex_);
-      server_.reset();
+      leaving = std::move(server_);
     }
     held_->drop();
   }

@@ -2,7 +2,9 @@
 
 namespace lah::net {
 namespace {
-constexpr int kGoodbyeMs = 500; // the last answers may take this long to leave, in the background
+// The callers may take this long to hang up, and then, in the background, the last answers to
+// leave.
+constexpr int kGoodbyeMs = 500;
 } // namespace
 
 CallServer::CallServer(NetThread& thread, ZmqContext& zmq, crypto::Identity identity,
@@ -14,14 +16,34 @@ CallServer::CallServer(NetThread& thread, ZmqContext& zmq, crypto::Identity iden
 CallServer::~CallServer() {
   answers_.connect(nullptr);
   thread_.run_and_wait([this] { // everything posted before has run by then
+    leaving_ = true;
+    if (socket_)
+      server_.say_goodbye();
+    note_if_all_left();
+  });
+  {
+    std::unique_lock lock(left_mutex_);
+    left_.wait_for(lock, std::chrono::milliseconds(kGoodbyeMs), [this] { return all_left_; });
+  }
+  thread_.run_and_wait([this] {
     thread_.remove(*this);
     if (socket_) {
-      server_.say_goodbye();
       admission_.close();
       socket_.set(zmq::sockopt::linger, kGoodbyeMs);
       socket_.close();
     }
   });
+}
+
+// The callers hang up first: when a connection ends, libzmq throws away what its caller has
+// received and not read yet (a DEALER with ZMQ_IMMEDIATE does), and the goodbye, like the answers
+// before it, would be read or lost by chance.
+void CallServer::note_if_all_left() {
+  if (!leaving_ || !connections_.empty())
+    return;
+  const std::lock_guard lock(left_mutex_);
+  all_left_ = true;
+  left_.notify_one();
 }
 
 Result<uint16_t> CallServer::listen(const Endpoint& address, bool encrypted) {
@@ -133,6 +155,7 @@ void CallServer::release(rpc::PeerId peer) {
   peers_.erase(found->second.route);
   connections_.erase(found);
   blocked_.erase(peer);
+  note_if_all_left();
 }
 
 std::string_view CallServer::caller(rpc::PeerId peer) const {
@@ -170,7 +193,10 @@ void CallServer::drain(Time now) {
       chunk.bytes = frames[2]->bytes();
       chunk.owner = std::move(frames[2]);
     }
-    if (const auto peer = peer_of(now, frames[0]->bytes(), *frames[1]))
+    const auto peer = peer_of(now, frames[0]->bytes(), *frames[1]);
+    if (peer && leaving_)
+      send(*peer, rpc::encode(rpc::GoAway{}), {});
+    else if (peer)
       server_.on_frames(now, *peer, frames[1]->bytes(), std::move(chunk));
   }
   // ZeroMQ does not say which peer became writable: every blocked one tries again after each

@@ -1,6 +1,8 @@
 // The serving end of expert calls: one ROUTER, driven by rpc::Server, in front of a Batcher.
 #pragma once
 
+#include <condition_variable>
+#include <mutex>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -15,7 +17,9 @@ public:
   CallServer(NetThread& thread, ZmqContext& zmq, crypto::Identity identity,
              batching::Batcher& batcher, batching::LocalCalls& answers, ByteAllocator& allocator,
              uint64_t boot_id, AccessList access = {});
-  ~CallServer() override; // stops listening; later answers are dropped
+  // Tells the callers, waits a moment for them to hang up, stops listening; later answers are
+  // dropped.
+  ~CallServer() override;
 
   // The port listened on (`address.port` 0 picks one), or why not.
   Result<uint16_t> listen(const Endpoint& address, bool encrypted);
@@ -46,6 +50,7 @@ private:
   void drop(const std::vector<rpc::PeerId>& peers);
   std::vector<rpc::PeerId> peers_if(const std::function<bool(const Sender&)>& condition) const;
   void drain(Time now);
+  void note_if_all_left();
 
   NetThread& thread_;
   ZmqContext& zmq_;
@@ -62,6 +67,11 @@ private:
   std::unordered_map<rpc::PeerId, Connection> connections_;
   std::unordered_set<rpc::PeerId> blocked_;
   rpc::PeerId next_peer_ = 1;
+
+  bool leaving_ = false; // every caller is told so, and nothing else
+  std::mutex left_mutex_;
+  std::condition_variable left_;
+  bool all_left_ = false;
 };
 
 } // namespace lah::net
