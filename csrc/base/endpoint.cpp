@@ -29,10 +29,6 @@ Result<Endpoint> Endpoint::parse(std::string_view ip, uint16_t port) {
   return Error{ErrorCode::kInvalidArgument, "expected an IPv4 or IPv6 address, got '" + text + "'"};
 }
 
-bool Endpoint::is_v4() const {
-  return std::memcmp(ip.data(), kV4Prefix.data(), kV4Prefix.size()) == 0;
-}
-
 bool Endpoint::is_loopback() const {
   if (is_v4())
     return ip[12] == 127;

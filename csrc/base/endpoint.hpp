@@ -3,6 +3,7 @@
 #include <array>
 #include <compare>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <string>
 
@@ -21,7 +22,10 @@ struct Endpoint {
   // "127.0.0.1" or "::1"; a host name is an error.
   static Result<Endpoint> parse(std::string_view ip, uint16_t port);
 
-  bool is_v4() const;
+  bool is_v4() const {
+    static constexpr std::array<uint8_t, 12> kPrefix{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+    return std::memcmp(ip.data(), kPrefix.data(), kPrefix.size()) == 0;
+  }
   bool is_loopback() const;
   bool is_private() const; // loopback, link-local, RFC 1918, unique local: never routed far
   std::string ip_text() const;

@@ -1,15 +1,22 @@
 #include "dht/clock_offset.hpp"
 
 #include <algorithm>
-#include <vector>
 
 #include "base/limits.hpp"
 
 namespace lah::dht {
 namespace {
 
-std::array<uint8_t, 18> source_of(const Endpoint& from) {
-  std::array<uint8_t, 18> source{};
+int64_t difference(WallMs theirs, WallMs ours) {
+  const auto farthest = static_cast<uint64_t>(ClockOffset::kFarthest);
+  return theirs >= ours ? static_cast<int64_t>(std::min(theirs - ours, farthest))
+                        : -static_cast<int64_t>(std::min(ours - theirs, farthest));
+}
+
+} // namespace
+
+ClockOffset::Source ClockOffset::source_of(const Endpoint& from) {
+  Source source{};
   const size_t whole = from.ip.size();
   const size_t bytes = from.is_private() ? whole : from.is_v4() ? 14 : 4;
   std::copy_n(from.ip.begin(), bytes, source.begin());
@@ -20,31 +27,28 @@ std::array<uint8_t, 18> source_of(const Endpoint& from) {
   return source;
 }
 
-int64_t difference(WallMs theirs, WallMs ours) {
-  const auto farthest = static_cast<uint64_t>(ClockOffset::kFarthest);
-  return theirs >= ours ? static_cast<int64_t>(std::min(theirs - ours, farthest))
-                        : -static_cast<int64_t>(std::min(ours - theirs, farthest));
-}
-
-} // namespace
-
 void ClockOffset::sample(Time now, const Endpoint& from, WallMs theirs, WallMs ours, Duration rtt) {
-  const std::array<uint8_t, 18> source = source_of(from);
-  const auto held = votes_.find(source);
-  if (held != votes_.end() && now - held->second.at < kPause)
+  if (votes_.size() >= Limits::kClockSources && now - sampled_at_ < kPauseWhenFull)
     return;
-  std::erase_if(votes_, [&](const auto& vote) { return now - vote.second.at > kLifetime; });
-  if (!votes_.contains(source) && votes_.size() >= Limits::kClockSources)
-    votes_.erase(std::min_element(votes_.begin(), votes_.end(), [](const auto& a, const auto& b) {
-      return a.second.at < b.second.at;
-    }));
-  votes_[source] = {now, difference(theirs, ours) + rtt / kMillisecond / 2};
+  std::erase_if(votes_, [&](const Vote& vote) { return now - vote.at > kLifetime; });
+  const Source source = source_of(from);
+  const auto of_source = [&](const Vote& vote) { return vote.source == source; };
+  auto vote = std::find_if(votes_.begin(), votes_.end(), of_source);
+  if (vote != votes_.end() && now - vote->at < kPause)
+    return;
+  sampled_at_ = now;
+  if (vote == votes_.end() && votes_.size() < Limits::kClockSources)
+    vote = votes_.emplace(votes_.end());
+  else if (vote == votes_.end())
+    vote = std::min_element(votes_.begin(), votes_.end(),
+                            [](const Vote& a, const Vote& b) { return a.at < b.at; });
+  *vote = {source, now, difference(theirs, ours) + rtt / kMillisecond / 2};
   update();
 }
 
 void ClockOffset::update() {
   std::vector<int64_t> offsets;
-  for (const auto& [source, vote] : votes_)
+  for (const Vote& vote : votes_)
     offsets.push_back(vote.offset_ms);
   offsets.resize(std::max(offsets.size(), Limits::kClockVotes)); // our own clock: 0
   const auto middle = offsets.begin() + static_cast<std::ptrdiff_t>(offsets.size() / 2);

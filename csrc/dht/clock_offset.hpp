@@ -1,6 +1,6 @@
 #pragma once
 
-#include <map>
+#include <vector>
 
 #include "base/endpoint.hpp"
 #include "base/time.hpp"
@@ -24,20 +24,25 @@ public:
   WallMs corrected(WallMs ours) const { return ours + static_cast<WallMs>(ms_); }
   size_t votes() const { return votes_.size(); }
 
-  static constexpr int64_t kTolerance = 1000;            // ms
-  static constexpr Duration kLifetime = 1800 * kSecond;  // of a vote
-  static constexpr Duration kPause = 10 * kSecond;       // between two samples of one source
-  static constexpr int64_t kFarthest = int64_t{1} << 53; // ms; what is beyond counts as this
+  static constexpr int64_t kTolerance = 1000;             // ms
+  static constexpr Duration kLifetime = 1800 * kSecond;   // of a vote
+  static constexpr Duration kPause = 10 * kSecond;        // between two samples of one source
+  static constexpr Duration kPauseWhenFull = 5 * kSecond; // between any two, once nobody is missing
+  static constexpr int64_t kFarthest = int64_t{1} << 53;  // ms; what is beyond counts as this
 
 private:
+  using Source = std::array<uint8_t, 18>; // a network, or an address and a port
   struct Vote {
+    Source source;
     Time at;
     int64_t offset_ms;
   };
+  static Source source_of(const Endpoint& from);
   void update();
 
-  std::map<std::array<uint8_t, 18>, Vote> votes_; // by network, or by address and port
+  std::vector<Vote> votes_;
   int64_t ms_ = 0;
+  Time sampled_at_ = 0;
 };
 
 } // namespace lah::dht

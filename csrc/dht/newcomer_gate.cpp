@@ -17,8 +17,7 @@ uint64_t hash(const Endpoint& from, bool local, uint64_t seed) {
   if (local) {
     std::memcpy(words.data(), from.ip.data(), from.ip.size());
   } else {
-    const Subnet subnet = subnet_of(from);
-    std::memcpy(words.data(), subnet.bytes.data(), subnet.bytes.size());
+    words[0] = subnet_of(from).word;
   }
   return mix(words[1] ^ mix(words[0], seed), seed);
 }
@@ -30,7 +29,7 @@ bool NewcomerGate::admit(Time now, const Endpoint& from) {
     return false;
   if (buckets_.empty())
     buckets_.resize(2 * kRow);
-  const bool local = is_local(from);
+  const bool local = from.is_private();
   const Rate rate = local ? kLocal : kSubnet;
   const uint64_t value = hash(from, local, seed_);
   TokenBucket& first = buckets_[value % kRow];

@@ -2,9 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-
-#include "base/subnet.hpp"
-
 namespace lah::dht {
 namespace {
 
@@ -97,9 +94,11 @@ std::span<const RoutingTable::Entry> RoutingTable::slot(size_t bucket, const Id&
 
 // One host, or one subnet, is one party: it may run many nodes, but not hold much of our table.
 bool RoutingTable::is_diverse(const Contact& contact) const {
-  if (is_local(contact.endpoint))
+  if (contact.endpoint.is_private())
     return true;
   const Subnet subnet = subnet_of(contact.endpoint);
+  if (!std::binary_search(subnets_.begin(), subnets_.end(), subnet))
+    return true;
   const size_t own_bucket = index_of(contact.id);
   size_t in_table = 0;
   size_t in_bucket = 0;
@@ -194,6 +193,10 @@ void RoutingTable::insert(Bucket& bucket, const Entry& entry) {
   Entries& entries = bucket.entries;
   entries.insert(std::lower_bound(entries.begin(), entries.end(), entry.id, kById), entry);
   ++size_;
+  if (entry.endpoint.is_private())
+    return;
+  const Subnet subnet = subnet_of(entry.endpoint);
+  subnets_.insert(std::lower_bound(subnets_.begin(), subnets_.end(), subnet), subnet);
 }
 
 void RoutingTable::spare(Bucket& bucket, const Entry& entry) {
@@ -267,6 +270,8 @@ void RoutingTable::remove(const Id& id) {
   const Entry* entry = find(id);
   if (entry == nullptr)
     return;
+  if (!entry->endpoint.is_private())
+    subnets_.erase(std::lower_bound(subnets_.begin(), subnets_.end(), subnet_of(entry->endpoint)));
   Entries& entries = bucket_of(id).entries;
   entries.erase(entries.begin() + (entry - entries.data()));
   --size_;

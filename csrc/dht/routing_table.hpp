@@ -8,6 +8,7 @@
 #include "base/limits.hpp"
 #include "base/rng.hpp"
 #include "base/rtt.hpp"
+#include "base/subnet.hpp"
 #include "base/time.hpp"
 #include "dht/contact.hpp"
 
@@ -103,6 +104,7 @@ private:
   TableSize table_size_;
   std::vector<Bucket> buckets_; // by common prefix with own_
   size_t size_ = 0;
+  std::vector<Subnet> subnets_; // of every entry that is not private, in order: most are of one
   Id probed_; // the last contact next_probe() looked at
   size_t probed_bucket_ = 0;
 };

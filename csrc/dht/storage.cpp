@@ -85,7 +85,7 @@ bool Storage::within_quotas(const Record& record, const Held* old,
     if (owner->second.records + more > records || owner->second.bytes - freed + added > bytes)
       return false;
   }
-  if (is_local(*source))
+  if (source->is_private())
     return true;
   const Subnet subnet = subnet_of(*source);
   const bool same = old != nullptr && old->source && subnet_of(*old->source) == subnet;

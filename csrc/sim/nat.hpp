@@ -1,7 +1,6 @@
 #pragma once
 
 #include <map>
-#include <set>
 
 #include "base/endpoint.hpp"
 #include "base/time.hpp"
@@ -31,16 +30,22 @@ public:
 
 private:
   struct Mapping {
-    uint16_t port;
-    Time used_at;
-    std::map<Endpoint, Time> sent_to;
+    uint16_t port = 0;
+    Time used_at = 0;
+    std::map<Endpoint, Time> sent_to = {};
   };
+
+  // Of the mapping that a destination uses: all use one, unless the NAT is symmetric.
+  Endpoint key(const Endpoint& to) const { return kind_ == NatKind::kSymmetric ? to : Endpoint{}; }
+  bool is_fresh(Time now, Time used) const { return now - used <= timeout_; }
+  void sweep(Time now);
 
   NatKind kind_;
   Endpoint outside_;
   Duration timeout_;
   uint16_t last_port_ = 20'000;
-  std::map<Endpoint, Mapping> mappings_; // by destination; under one key unless symmetric
+  std::map<Endpoint, Mapping> mappings_;
+  Time swept_at_ = 0;
 };
 
 } // namespace lah::sim

@@ -19,12 +19,12 @@ TEST(Subnet, IsASlash24OrASlash48) {
   EXPECT_NE(subnet_of(at("2001:db8:1::1")), subnet_of(at("2001:db8:2::1")));
 }
 
-TEST(Subnet, LocalAddressesAreKnown) {
+TEST(Subnet, PrivateAddressesAreKnown) {
   for (const char* ip : {"127.0.0.1", "::1", "10.1.2.3", "172.16.0.1", "172.31.255.1",
                          "192.168.7.7", "169.254.1.1", "fd00::1", "fe80::1"})
-    EXPECT_TRUE(is_local(at(ip))) << ip;
+    EXPECT_TRUE(at(ip).is_private()) << ip;
   for (const char* ip : {"1.1.1.1", "172.32.0.1", "192.169.0.1", "2001:db8::1", "fec0::1"})
-    EXPECT_FALSE(is_local(at(ip))) << ip;
+    EXPECT_FALSE(at(ip).is_private()) << ip;
 }
 
 TEST(Subnet, LimitLetsSoManyThrough) {
