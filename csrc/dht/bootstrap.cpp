@@ -7,12 +7,16 @@ namespace {
 constexpr size_t kLostMax = 32;
 // With its jitter less than a minute: so long may a network take to heal.
 constexpr Duration kPauseMost = 40 * kSecond;
+constexpr Duration kForgotten = 120 * kSecond;
 constexpr Duration kLostFor = 3600 * kSecond;
 } // namespace
 
 std::vector<Endpoint> Bootstrap::attempt(Time now, Rng& rng) {
-  const Duration pause = std::min(kSecond << std::min(failures_, 6), kPauseMost);
-  ++failures_;
+  if (now - attempted_at_ > kForgotten)
+    attempts_ = 0;
+  attempted_at_ = now;
+  const Duration pause = std::min(kSecond << std::min(attempts_, 6), kPauseMost);
+  ++attempts_;
   tried_ = true;
   const auto jitter = static_cast<Duration>(rng.below(static_cast<uint64_t>(pause) / 2));
   next_attempt_ = now + pause * 3 / 4 + jitter;
@@ -45,10 +49,6 @@ std::optional<Contact> Bootstrap::pick_lost(Time now, Rng& rng) {
   if (lost_.empty())
     return std::nullopt;
   return lost_[rng.below(lost_.size())].peer;
-}
-
-void Bootstrap::succeeded() {
-  failures_ = 0;
 }
 
 } // namespace lah::dht

@@ -11,7 +11,8 @@ namespace lah::dht {
 
 // When and whom to ask for a way into the network. All addresses are asked at once, so a dead seed
 // delays nobody; attempts back off from one second to 40, jittered, so that a seed that comes
-// back is not trampled.
+// back is not trampled. Success alone ends no back-off: the smaller part of a network cut in two
+// finds its way back into itself each time.
 class Bootstrap {
 public:
   explicit Bootstrap(std::vector<Endpoint> seeds) : seeds_(std::move(seeds)) {}
@@ -25,7 +26,6 @@ public:
   std::vector<Endpoint> attempt(Time now, Rng& rng);
   // One seed, to check that the network has not split.
   std::vector<Endpoint> random_seed(Rng& rng) const;
-  void succeeded(); // the next attempt may come soon again
   // Peers that were alive: ways back in when no seed is.
   void remember(std::vector<Endpoint> peers) { remembered_ = std::move(peers); }
   // A peer fell silent. It is tried again for an hour: if not it but the path to it broke, and with
@@ -45,7 +45,8 @@ private:
   };
   std::vector<Lost> lost_; // oldest first
   Time next_attempt_ = 0;
-  int failures_ = 0;
+  Time attempted_at_ = 0;
+  int attempts_ = 0; // of late
   bool tried_ = false;
 };
 

@@ -185,7 +185,7 @@ void Node::on_reply(const Contact& from, const ReplyMessage& message) {
   const bool refused = error != nullptr && error->code == ErrorCode::kNotPermitted;
   note_outcome(!refused);
   const bool met = memory_.has_met(from);
-  const bool member = table_.contains(from.id);
+  const bool greeted = greeted_.contains(from.id) && !table_.contains(from.id);
   if (refused) // it never saw a certificate of ours, or forgot it
     ++counters_.refusals;
   else if (message.header.client_mode)
@@ -193,7 +193,7 @@ void Node::on_reply(const Contact& from, const ReplyMessage& message) {
   else
     table_.confirm(from, rtt, now_);
   memory_.answered(from, rtt, met);
-  if (!member && table_.contains(from.id)) // behind a NAT it could answer only because it had asked
+  if (greeted && table_.contains(from.id)) // behind a NAT it could answer only because it had asked
     upkeep_.ask_again(from, now_ + kNatForgets);
   // Of the many that upkeep pings, few are ever asked for more.
   if (refused)

@@ -257,6 +257,7 @@ private:
   bool ready_;
   bool joining_ = false;
   bool closing_ = false;
+  Time joined_at_ = -1;
   size_t open_hellos_ = 0;
   size_t recalled_ = 0; // saved contacts that have neither answered nor failed
   size_t returned_ = 0; // and those that answered

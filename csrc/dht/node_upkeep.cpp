@@ -115,7 +115,7 @@ void Node::ask_way_in(const std::vector<Endpoint>& addresses) {
     ++open_hellos_;
     hello_.ask(
         now_, address,
-        [this](const Endpoint& from, const auto& answer) {
+        [this, asked_at = now_](const Endpoint& from, const auto& answer) {
           --open_hellos_;
           if (answer && answer->key == identity_.public_key()) {
             bootstrap_.forget(from);
@@ -124,7 +124,8 @@ void Node::ask_way_in(const std::vector<Endpoint>& addresses) {
             ask_to_be_admitted(Contact::make(answer->key, {}, from));
           } else if (answer) {
             table_.confirm(Contact::make(answer->key, {}, from), answer->rtt, now_);
-            join();
+            if (joined_at_ < asked_at) // else another has shown us in since
+              join();
           }
           if (!looking_for_way_in())
             release_parked(); // nobody answered: let them end with what this node has
@@ -149,7 +150,7 @@ void Node::join() {
 
 void Node::on_joined() {
   ready_ = true;
-  bootstrap_.succeeded();
+  joined_at_ = now_;
   outcomes_.reset();
   outcome_count_ = 0;
   next_split_check_ = now_ + kSplitCheck;

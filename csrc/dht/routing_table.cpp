@@ -364,7 +364,9 @@ Id RoutingTable::random_in(size_t bucket, Rng& rng) const {
 
 std::optional<Id> RoutingTable::refresh_target(Time before, Time now, Rng& rng) {
   for (size_t i = 0; i < buckets_.size(); ++i)
-    if (buckets_[i].touched_at < before) {
+    if (buckets_[i].touched_at == Bucket::kNew) { // upkeep looks into its gaps at once
+      buckets_[i].touched_at = now;
+    } else if (buckets_[i].touched_at < before) {
       buckets_[i].touched_at = now;
       return random_in(i, rng);
     }

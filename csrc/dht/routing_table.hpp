@@ -56,7 +56,8 @@ public:
 
   // A lookup passed through this part of the key space.
   void touch(const Id& target, Time now);
-  // An id in a bucket nobody looked into since `before`, and the bucket counts as touched.
+  // An id in a bucket nobody looked into since `before`, and the bucket counts as touched; so does
+  // one seen here for the first time.
   std::optional<Id> refresh_target(Time before, Time now, Rng& rng);
   // An id in a slot drawn at random, if that slot is empty or has had few to choose from.
   std::optional<Id> gap(Rng& rng) const;
@@ -80,7 +81,8 @@ private:
   struct Bucket {
     Entries entries;
     Entries replacements; // most recently confirmed last
-    Time touched_at = std::numeric_limits<Time>::min();
+    static constexpr Time kNew = std::numeric_limits<Time>::min();
+    Time touched_at = kNew;
   };
   struct Place; // where a newcomer would go
 
@@ -105,7 +107,7 @@ private:
   std::vector<Bucket> buckets_; // by common prefix with own_
   size_t size_ = 0;
   std::vector<Subnet> subnets_; // of every entry that is not private, in order: most are of one
-  Id probed_; // the last contact next_probe() looked at
+  Id probed_;                   // the last contact next_probe() looked at
   size_t probed_bucket_ = 0;
 };
 

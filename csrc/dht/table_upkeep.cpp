@@ -8,6 +8,7 @@ constexpr Duration kRoundMin = 60 * kSecond; // of a small table
 constexpr size_t kAskedKept = 128;
 constexpr size_t kYoungPings = 4; // a second
 constexpr size_t kPings = 2;
+constexpr size_t kDoubtedPings = 4;
 constexpr Duration kYoungGapPause = kSecond;
 constexpr Duration kGapPause = 4 * kSecond;
 constexpr Duration kGapPauseMax = 600 * kSecond;
@@ -53,9 +54,13 @@ void TableUpkeep::plan_probes(Time now, Plan& plan) {
   for (; probes_due_ >= 1; probes_due_ -= 1)
     if (const auto due = table_.next_probe(now - round / 5 * 2))
       plan.pings.push_back(*due);
-  for (; !doubted_.empty() && doubted_.begin()->first <= now; doubted_.erase(doubted_.begin()))
-    if (const Contact& contact = doubted_.begin()->second; table_.contains(contact.id))
+  size_t most = kDoubtedPings; // many fall silent at once where a line breaks
+  for (; most > 0 && !doubted_.empty() && doubted_.begin()->first <= now;
+       doubted_.erase(doubted_.begin()))
+    if (const Contact& contact = doubted_.begin()->second; table_.contains(contact.id)) {
       plan.pings.push_back(contact);
+      --most;
+    }
 }
 
 void TableUpkeep::plan_candidates(Time now, Plan& plan) {

@@ -148,13 +148,14 @@ TEST(DhtRoutingTable, RefreshTargetsLieInTheirBucketsAndComeOnceAPeriod) {
   const Id own = random_id(rng);
   RoutingTable table(own);
   table.confirm(near(own, 4, rng), kRtt, 0);
+  EXPECT_FALSE(table.refresh_target(0, 1000, rng)); // their first period begins
   std::vector<size_t> buckets;
-  while (const auto target = table.refresh_target(1000, 1000, rng))
+  while (const auto target = table.refresh_target(1500, 2000, rng))
     buckets.push_back(common_prefix(own, *target));
   EXPECT_EQ(buckets, (std::vector<size_t>{0, 1, 2, 3, 4}));
-  table.touch(near(own, 2, rng).id, 2000);
+  table.touch(near(own, 2, rng).id, 3000);
   size_t again = 0;
-  while (table.refresh_target(1500, 1500, rng))
+  while (table.refresh_target(2500, 2500, rng))
     ++again;
   EXPECT_EQ(again, 4U);
 }
