@@ -17,7 +17,7 @@ def test_a_swarm_stores_and_finds_and_forgets() -> None:
     swarm = Swarm(20, seed=1, loss=0.05)
     swarm.run(10)
     stored = swarm.store(3, b"name", b"value", expiration=30)
-    assert stored.replicas >= 7  # of 8: an acknowledgement may be lost twice
+    assert stored.replicas >= 8
     assert stored.seconds > 0.03
     assert swarm.get(17, b"name").values == (b"value",)
     assert swarm.get(17, b"other").values == ()

@@ -56,6 +56,7 @@ struct Limits {
   static constexpr size_t kLookupSpares = 2;      // asked beyond kReplicas, by a store
   static constexpr size_t kLookupCandidates = 64;
   static constexpr size_t kOperations = 4096;     // gets, stores and lookups of one node
+  static constexpr size_t kLingering = 1024;      // stores of one node that wait for late answers
   static constexpr size_t kOpenCalls = 4096;      // of a program that waits for one node's answers
   static constexpr size_t kBatchRequests = 128;   // of one get_many or store_many, in flight
   static constexpr size_t kCachedRecords = 16384; // found by gets that allow an age

@@ -116,4 +116,30 @@ std::vector<Lookup::Found> Lookup::closest() const {
   return found;
 }
 
+std::vector<Lookup::Found> Lookup::closest_so_far() const {
+  std::vector<Found> found;
+  size_t rank = 0;
+  for (const Candidate& candidate : candidates_) {
+    if (is_passed_over(candidate) || candidate.state == State::kOverdue)
+      continue;
+    if (rank++ == Limits::kReplicas)
+      break;
+    if (candidate.state == State::kAnswered)
+      found.push_back({candidate.contact, candidate.token});
+  }
+  return found;
+}
+
+bool Lookup::awaits_late() const {
+  size_t answered = 0;
+  for (const Candidate& candidate : candidates_) {
+    if (candidate.state == State::kAnswered && ++answered == Limits::kReplicas)
+      return false;
+    if (candidate.state == State::kWaiting || candidate.state == State::kOverdue ||
+        candidate.state == State::kLapsed)
+      return true;
+  }
+  return false;
+}
+
 } // namespace lah::dht

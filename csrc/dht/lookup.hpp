@@ -40,6 +40,10 @@ public:
   };
   // The closest that answered, at most Limits::kReplicas.
   std::vector<Found> closest() const;
+  // Those that answered and will be among the closest, unless closer ones are heard of.
+  std::vector<Found> closest_so_far() const;
+  // A late answer could still come from one that would be among the closest.
+  bool awaits_late() const;
   const Id& target() const { return target_; }
   size_t asked() const { return asked_; }
   bool empty() const { return candidates_.empty(); }

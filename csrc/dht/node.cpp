@@ -206,11 +206,9 @@ void Node::on_reply(const Contact& from, const ReplyMessage& message) {
     observe(ping->observed);
   else if (const auto* find = std::get_if<FindReply>(&message.body))
     observe(find->observed);
-  const auto operation = operations_.find(request->op);
-  if (operation == operations_.end())
-    return;
-  operation->second->on_answer(*this, *request, message.header, message.body);
-  retire_if_finished(request->op);
+  with_operation(request->op, [&](Operation& operation) {
+    operation.on_answer(*this, *request, message.header, message.body);
+  });
 }
 
 void Node::observe(const Endpoint& observed) {
@@ -265,80 +263,6 @@ std::vector<Contact> Node::closest(const Id& target) {
   return table_.closest(target, Limits::kFindContacts);
 }
 
-// --- operations ----------------------------------------------------------------------------------
-
-void Node::begin(std::unique_ptr<Operation> operation, Time deadline) {
-  operation->id = ++last_op_;
-  operation->deadline = deadline;
-  if (closing_ || operations_.size() + parked_.size() >= Limits::kOperations) {
-    finished_.push_back(std::move(operation));
-    return;
-  }
-  if (deadline != kNever)
-    deadlines_.insert({deadline, operation->id});
-  const bool way_in_expected = open_hellos_ > 0 || recalled_ > 0 || !bootstrap_.tried();
-  if (operation->target() && table_.size() == 0 && !ready_ && !joining_ && way_in_expected)
-    parked_.push_back(std::move(operation));
-  else
-    launch(std::move(operation));
-}
-
-void Node::launch(std::unique_ptr<Operation> operation) {
-  const OpId id = operation->id;
-  Operation& launched = *operations_.emplace(id, std::move(operation)).first->second;
-  std::vector<Contact> near;
-  if (const auto target = launched.target())
-    near = closest(*target);
-  launched.start(*this, near);
-  retire_if_finished(id);
-}
-
-void Node::end(OpId id) {
-  if (const auto found = operations_.find(id); found != operations_.end()) {
-    retire(found);
-    return;
-  }
-  const auto parked = std::find_if(parked_.begin(), parked_.end(),
-                                   [&](const auto& operation) { return operation->id == id; });
-  if (parked != parked_.end()) {
-    finished_.push_back(std::move(*parked));
-    parked_.erase(parked);
-  }
-}
-
-void Node::retire_if_finished(OpId id) {
-  const auto operation = operations_.find(id);
-  if (operation != operations_.end() && operation->second->finished())
-    retire(operation);
-}
-
-void Node::retire(Operations::iterator operation) {
-  deadlines_.erase({operation->second->deadline, operation->first});
-  finished_.push_back(std::move(operation->second));
-  operations_.erase(operation);
-}
-
-void Node::settle() {
-  while (!finished_.empty()) {
-    for (const auto& operation : std::exchange(finished_, {}))
-      operation->complete(*this);
-    subscriptions_.tell();
-  }
-  subscriptions_.tell();
-}
-
-void Node::abandon() {
-  closing_ = true; // what callbacks start now ends at once
-  tasks_.clear();
-  subscriptions_.clear();
-  for (auto& operation : std::exchange(parked_, {}))
-    finished_.push_back(std::move(operation));
-  for (auto& [id, operation] : std::exchange(operations_, {}))
-    finished_.push_back(std::move(operation));
-  hello_.abandon();
-  settle();
-}
-
 void Node::learn(const Contact& peer, Duration rtt, Time now) {
   table_.confirm(peer, rtt, now);
 }
@@ -359,7 +283,7 @@ NodeStatus Node::status() const {
   status.clock_offset_ms = clock_offset_.ms();
   status.newcomers_refused = newcomers_.refused();
   status.records = storage_.records();
-  status.operations = operations_.size() + parked_.size();
+  status.operations = open_operations();
   status.reachability = reachability_.state();
   status.observed = most_observed();
   if (status.observed && !config_.local_addresses.empty())

@@ -174,12 +174,13 @@ private:
   void observe(const Endpoint& observed);
   std::optional<Endpoint> most_observed() const;
 
-  // operations
+  // node_operations.cpp
   void begin(std::unique_ptr<Operation> operation, Time deadline);
   void launch(std::unique_ptr<Operation> operation);
   GetOperation::Done keeping(const Id& key, Consistency consistency, Duration max_age,
                              GetOperation::Done done);
   void end(OpId id); // with what it has
+  void with_operation(OpId id, const std::function<void(Operation&)>& act);
   void retire_if_finished(OpId id);
   void retire(Operations::iterator operation);
   void settle(); // tells the callers of finished operations
@@ -239,7 +240,10 @@ private:
   Subscriptions subscriptions_;
   Newcomers newcomers_;
 
+  size_t open_operations() const { return operations_.size() - lingering_ + parked_.size(); }
+
   Operations operations_;
+  size_t lingering_ = 0; // of them, told already
   std::set<std::pair<Time, OpId>> deadlines_;
   SharedGets gets_;
   GetCache cache_;

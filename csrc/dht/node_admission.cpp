@@ -7,10 +7,7 @@ void Node::on_unadmitted_reply(const SentRequest& request) {
   memory_.forget_token(request.to.key); // so that it is asked to show its certificate again
   table_.remove(request.to.id);
   note_outcome(false);
-  if (const auto operation = operations_.find(request.op); operation != operations_.end()) {
-    operation->second->on_failed(*this, request);
-    retire_if_finished(request.op);
-  }
+  with_operation(request.op, [&](Operation& op) { op.on_failed(*this, request); });
 }
 
 void Node::renew_certificate(Buffer certificate) {

@@ -61,16 +61,14 @@ void Node::run_requests() {
   for (const SentRequest& request : due.overdue) {
     if (!request.datagram.empty())
       send(request.to.endpoint, request.datagram);
-    if (const auto found = operations_.find(request.op); found != operations_.end()) {
-      found->second->on_overdue(*this, request);
-      retire_if_finished(request.op);
-    }
+    with_operation(request.op, [&](Operation& op) { op.on_overdue(*this, request); });
   }
   for (const SentRequest& request : due.lapsed)
-    if (const auto found = operations_.find(request.op); found != operations_.end()) {
-      found->second->on_lapsed(*this, request);
-      retire_if_finished(request.op);
-    }
+    with_operation(request.op, [&](Operation& op) {
+      if (op.insists() && !request.datagram.empty())
+        send(request.to.endpoint, request.datagram);
+      op.on_lapsed(*this, request);
+    });
   for (const SentRequest& request : due.failed) {
     ++counters_.requests_failed;
     if (table_.fail(request.to))
@@ -79,10 +77,7 @@ void Node::run_requests() {
       upkeep_.ask_again(request.to, now_ + kDoubtFor);
     if (request.kind != MessageKind::kNotify) // listeners come and go: that says nothing about us
       note_outcome(false);
-    if (const auto found = operations_.find(request.op); found != operations_.end()) {
-      found->second->on_failed(*this, request);
-      retire_if_finished(request.op);
-    }
+    with_operation(request.op, [&](Operation& op) { op.on_failed(*this, request); });
   }
 }
 

@@ -22,6 +22,8 @@ void LookupOperation::start(OperationHost& host, const std::vector<Contact>& nea
 }
 
 void LookupOperation::pump(OperationHost& host) {
+  if (told)
+    return; // what late answers name is not looked for: those who name it could go on forever
   while (const auto contact = lookup_.next()) {
     const FindRequest find = find_request();
     on_asked(host.request(id, *contact, find), find);
@@ -174,14 +176,13 @@ StoreOperation::StoreOperation(Record record, const Id& own, Done done)
 
 void StoreOperation::start(OperationHost& host, const std::vector<Contact>& near) {
   LookupOperation::start(host, near);
-  store_if_found(host);
+  store_at_found(host);
 }
 
-void StoreOperation::store_if_found(OperationHost& host) {
-  if (storing_ || !lookup_.finished())
-    return;
-  storing_ = true;
-  for (const Lookup::Found& found : lookup_.closest()) {
+void StoreOperation::store_at_found(OperationHost& host) {
+  for (const Lookup::Found& found : lookup_.closest_so_far()) {
+    if (!stored_at_.insert(found.contact.id).second)
+      continue;
     ++waiting_;
     host.request(id, found.contact, StoreRequest{{record_}});
   }
@@ -191,7 +192,7 @@ void StoreOperation::on_answer(OperationHost& host, const SentRequest& request,
                                const Header& header, const Reply& reply) {
   if (request.kind != MessageKind::kStore) {
     LookupOperation::on_answer(host, request, header, reply);
-    store_if_found(host);
+    store_at_found(host);
     return;
   }
   --waiting_;
@@ -208,7 +209,7 @@ void StoreOperation::on_answer(OperationHost& host, const SentRequest& request,
 
 void StoreOperation::on_lapsed(OperationHost& host, const SentRequest& request) {
   LookupOperation::on_lapsed(host, request);
-  store_if_found(host);
+  store_at_found(host);
 }
 
 void StoreOperation::on_failed(OperationHost& host, const SentRequest& request) {
@@ -217,7 +218,7 @@ void StoreOperation::on_failed(OperationHost& host, const SentRequest& request) 
     return;
   }
   LookupOperation::on_failed(host, request);
-  store_if_found(host);
+  store_at_found(host);
 }
 
 void StoreOperation::complete(OperationHost&) {

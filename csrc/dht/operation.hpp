@@ -2,6 +2,7 @@
 
 #include <functional>
 #include <map>
+#include <set>
 
 #include "dht/lookup.hpp"
 #include "dht/message.hpp"
@@ -62,8 +63,13 @@ public:
   virtual bool finished() const = 0;
   // Tells the caller; called once, finished or not.
   virtual void complete(OperationHost& host) = 0;
+  // Finished, and yet late answers are worth waiting for.
+  virtual bool lingers() const { return false; }
+  // Its requests are sent a third time, when they lapse.
+  virtual bool insists() const { return false; }
 
   OpId id = 0;
+  bool told = false;    // its caller was
   bool unasked = false; // its request is sent once: the peer did not prove its address
   Time deadline = kNever;
 };
@@ -163,7 +169,9 @@ private:
   GetOperation::Done done_;
 };
 
-// Stores one record at the nodes closest to its key.
+// Stores one record at the nodes closest to its key: at each as soon as it has answered and no
+// closer ones are known that might take its place. Who answers after the caller was told gets the
+// record too.
 class StoreOperation final : public LookupOperation {
 public:
   using Done = std::function<void(StoreResult)>;
@@ -174,14 +182,16 @@ public:
                  const Reply& reply) override;
   void on_lapsed(OperationHost& host, const SentRequest& request) override;
   void on_failed(OperationHost& host, const SentRequest& request) override;
-  bool finished() const override { return storing_ && waiting_ == 0; }
+  bool finished() const override { return LookupOperation::finished() && waiting_ == 0; }
+  bool lingers() const override { return waiting_ > 0 || lookup_.awaits_late(); }
+  bool insists() const override { return true; }
   void complete(OperationHost& host) override;
 
 private:
-  void store_if_found(OperationHost& host);
+  void store_at_found(OperationHost& host);
 
   Record record_;
-  bool storing_ = false;
+  std::set<Id> stored_at_; // or asked to be
   size_t waiting_ = 0;
   StoreResult result_;
   Done done_;

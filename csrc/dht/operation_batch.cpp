@@ -56,7 +56,7 @@ bool merge(Request& request, const Request& more) {
 
 void OperationBatch::set_parts(std::vector<std::unique_ptr<Operation>> parts) {
   parts_ = std::move(parts);
-  left_ = parts_.size();
+  left_ = alive_ = parts_.size();
   for (size_t part = 0; part < parts_.size(); ++part)
     parts_[part]->id = part;
 }
@@ -126,9 +126,8 @@ void OperationBatch::on_failed(OperationHost& host, const SentRequest& request) 
 void OperationBatch::complete(OperationHost& host) {
   host_ = &host;
   for (auto& part : parts_)
-    if (part)
+    if (part && !std::exchange(part->told, true))
       part->complete(*this);
-  parts_.clear();
   on_completed();
 }
 
@@ -147,11 +146,18 @@ std::vector<size_t> OperationBatch::take_sent(uint64_t txid) {
 }
 
 void OperationBatch::retire_if_finished(size_t part) {
-  if (!parts_[part] || !parts_[part]->finished())
+  auto& operation = parts_[part];
+  if (!operation || !(operation->told || operation->finished()))
     return;
-  parts_[part]->complete(*this);
-  parts_[part].reset();
-  --left_;
+  if (!operation->told) {
+    operation->complete(*this);
+    operation->told = true;
+    --left_;
+  }
+  if (operation->lingers())
+    return;
+  operation.reset();
+  --alive_;
 }
 
 void OperationBatch::pump() {

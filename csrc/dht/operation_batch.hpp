@@ -23,6 +23,7 @@ public:
   void on_lapsed(OperationHost& host, const SentRequest& request) override;
   void on_failed(OperationHost& host, const SentRequest& request) override;
   bool finished() const override { return started_ && left_ == 0; }
+  bool lingers() const override { return alive_ > 0; }
   void complete(OperationHost& host) override;
 
 protected:
@@ -55,11 +56,12 @@ private:
   std::vector<size_t> take_sent(uint64_t txid);
 
   OperationHost* host_ = nullptr;                 // of the call being served
-  std::vector<std::unique_ptr<Operation>> parts_; // null once completed
+  std::vector<std::unique_ptr<Operation>> parts_; // null once nothing is left to do
   std::vector<Queued> queued_;
   std::unordered_map<uint64_t, std::vector<size_t>> sent_; // by txid: whom the answer is for
   size_t next_ = 0;                                        // part to start
-  size_t left_ = 0;
+  size_t left_ = 0;                                        // parts whose callers wait
+  size_t alive_ = 0;                                       // and those that linger
   bool started_ = false;
 };
 

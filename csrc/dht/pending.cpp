@@ -44,7 +44,8 @@ PendingRequests::Due PendingRequests::due(Time now) {
     request.next_at =
         overdue ? std::max(request.sent_at + std::max(request.rto * 3 / 2, request.patience),
                            now + request.rto / 2) // however late this timer is
-                : request.sent_at + std::max(4 * request.rto, kHardTimeoutMin);
+                : std::max(request.sent_at + std::max(4 * request.rto, kHardTimeoutMin),
+                           request.next_at + request.rto); // it may have been sent once more
     deadlines_.insert({request.next_at, txid});
     (overdue ? result.overdue : result.lapsed).push_back(request);
   }

@@ -30,7 +30,7 @@ FindRequest ReadOperation::find_request() {
 }
 
 void ReadOperation::on_asked(uint64_t txid, const FindRequest& find) {
-  finds_[txid] = RingCover::at(uint64_t{find.start} << 56);
+  finds_[txid] = {RingCover::at(uint64_t{find.start} << 56), false};
 }
 
 void ReadOperation::accept(OperationHost& host, std::vector<Record> records) {
@@ -81,7 +81,7 @@ void ReadOperation::on_answer(OperationHost& host, const SentRequest& request, c
     on_page(host, asked, std::get_if<PageReply>(&reply));
   } else {
     if (const auto find = finds_.find(request.txid); find != finds_.end())
-      answered_start_ = find->second;
+      answered_start_ = find->second.start;
     finds_.erase(request.txid);
     LookupOperation::on_answer(host, request, header, reply);
   }
@@ -110,7 +110,8 @@ void ReadOperation::on_page(OperationHost& host, const Page& page, const PageRep
 }
 
 void ReadOperation::on_overdue(OperationHost& host, const SentRequest& request) {
-  finds_.erase(request.txid);
+  if (const auto find = finds_.find(request.txid); find != finds_.end())
+    find->second.overdue = true;
   if (const auto page = pages_.find(request.txid); page != pages_.end())
     page->second.overdue = true;
   LookupOperation::on_overdue(host, request);
@@ -138,7 +139,9 @@ void ReadOperation::blame(const PublicKey& source) {
 bool ReadOperation::somebody_is_at(const std::optional<Id>& after) const {
   const Id place = after.value_or(Id{});
   return std::any_of(finds_.begin(), finds_.end(),
-                     [&](const auto& find) { return find.second == place; }) ||
+                     [&](const auto& find) {
+                       return !find.second.overdue && find.second.start == place;
+                     }) ||
          std::any_of(pages_.begin(), pages_.end(), [&](const auto& page) {
            return !page.second.overdue && page.second.after.value_or(Id{}) == place;
          });
@@ -176,8 +179,9 @@ std::optional<Id> ReadOperation::where_to_split() const {
   if (covered <= 0 || seqs_.empty())
     return std::nullopt;
   std::set<Id> readers;
-  for (const auto& [txid, start] : finds_)
-    readers.insert(start);
+  for (const auto& [txid, find] : finds_)
+    if (!find.overdue)
+      readers.insert(find.start);
   for (const auto& [txid, page] : pages_)
     readers.insert(page.after.value_or(Id{}));
   RingCover::Gap widest{std::nullopt, Id{}};

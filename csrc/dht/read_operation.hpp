@@ -33,6 +33,10 @@ protected:
   void on_found(OperationHost& host, const Contact& from, const FindReply::Entry& entry) override;
 
 private:
+  struct Find {
+    Id start; // where it began to read; a late answer still tells of that part
+    bool overdue;
+  };
   struct Page {
     std::optional<Id> after;
     Contact from;
@@ -52,8 +56,8 @@ private:
   Listener listener_;
   uint64_t next_start_; // on the ring; steps by the golden ratio, so that any few lie far apart
   Id answered_start_;   // of the FIND whose answer is being read
-  std::map<uint64_t, Id> finds_;       // in flight, by txid: where they begin
-  std::map<uint64_t, Page> pages_;     // the same
+  std::map<uint64_t, Find> finds_; // in flight, by txid
+  std::map<uint64_t, Page> pages_;
   std::map<PublicKey, uint64_t> seqs_; // of the records found
   struct Source {                      // a replica that holds records
     Contact contact;

@@ -10,6 +10,7 @@ public:
   using Done = std::function<void(std::vector<StoreResult>)>; // in the order of the records
 
   StoreManyOperation(std::vector<Record> records, const Id& own, Done done);
+  bool insists() const override { return true; }
 
 protected:
   void on_completed() override { done_(std::move(results_)); }

@@ -7,6 +7,7 @@ namespace {
 
 constexpr size_t kAskersMost = 100;
 constexpr Duration kPatience = 60 * kSecond;
+constexpr Duration kLateAnswers = 5 * kSecond; // stores go on for them
 constexpr uint64_t kLifetimeMs = 600'000;
 
 class LookupStudy {
@@ -28,6 +29,7 @@ private:
   void get_records();
   void find_closest();
   double true_replicas(const dht::Id& key);
+  double datagrams() const; // sent by the askers
   dht::Id random_key();
   void say(const std::string& what, size_t done, size_t all) const {
     if (progress_)
@@ -96,7 +98,15 @@ dht::Id LookupStudy::random_key() {
   return dht::Id::from_bytes(bytes);
 }
 
+double LookupStudy::datagrams() const {
+  uint64_t packets = 0;
+  for (const size_t asker : askers_)
+    packets += net_.node(asker).status().packets_out;
+  return static_cast<double>(packets);
+}
+
 void LookupStudy::store_records() {
+  const double before = datagrams();
   const Buffer payload(100, std::byte{1});
   result_.stores = in_waves("stores", options_.lookups, [&](size_t asker, size_t, Done done) {
     dht::Node& node = net_.node(asker);
@@ -105,6 +115,8 @@ void LookupStudy::store_records() {
     node.start_store(net_.now(), wall, node.sign(keys_.back(), wall, wall + kLifetimeMs, payload),
                      net_.now() + kPatience, [done](const dht::StoreResult&) { done(); });
   });
+  net_.run_for(kLateAnswers);
+  result_.store_datagrams = (datagrams() - before) / static_cast<double>(options_.lookups);
   const size_t checked = std::min<size_t>(keys_.size(), 50);
   for (size_t i = 0; i < checked; ++i)
     result_.true_replicas += true_replicas(keys_[i]) / static_cast<double>(checked);
@@ -126,13 +138,7 @@ double LookupStudy::true_replicas(const dht::Id& key) {
 }
 
 void LookupStudy::get_records() {
-  const auto sent = [this] {
-    uint64_t packets = 0;
-    for (const size_t asker : askers_)
-      packets += net_.node(asker).status().packets_out;
-    return static_cast<double>(packets);
-  };
-  const double before = sent();
+  const double before = datagrams();
   size_t next = 0;
   result_.gets = in_waves("gets", options_.lookups, [&](size_t asker, size_t, Done done) {
     // Neither of its own nor one that this node happens to hold, and never the same one again.
@@ -148,7 +154,7 @@ void LookupStudy::get_records() {
         },
         options_.consistency);
   });
-  result_.get_datagrams = (sent() - before) / static_cast<double>(options_.lookups);
+  result_.get_datagrams = (datagrams() - before) / static_cast<double>(options_.lookups);
 }
 
 void LookupStudy::find_closest() {

@@ -21,8 +21,9 @@ struct StudyResult {
   std::vector<Duration> gets;     // of a value that eight nodes hold
   std::vector<Duration> closests; // of all eight nodes closest to a key
   std::vector<Duration> stores;
-  size_t found = 0;          // gets that found the value
-  double get_datagrams = 0;  // sent by the asker for the mean get
+  size_t found = 0;         // gets that found the value
+  double get_datagrams = 0; // sent by the asker for the mean get
+  double store_datagrams = 0;
   double true_replicas = 0;  // share of the eight closest living nodes that hold what was stored
   double table_contacts = 0; // of the mean node
   uint64_t events = 0;

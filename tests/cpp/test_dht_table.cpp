@@ -241,6 +241,34 @@ TEST(DhtLookup, ImpatientEndsWithoutTheOverduePatientOnlyWithoutTheLapsed) {
   }
 }
 
+TEST(DhtLookup, KnowsWhoIsLikelyToBeAmongTheClosestAndWhoMayStillCome) {
+  SeededRng rng(15);
+  Lookup lookup(random_id(rng), random_id(rng), Lookup::Patience::kPatient);
+  for (int i = 0; i < 12; ++i)
+    lookup.add(random_contact(rng));
+  std::vector<Contact> asked;
+  while (const auto next = lookup.next()) {
+    asked.push_back(*next);
+    if (asked.size() > 1) // all but the closest answer
+      lookup.answered(next->id, {});
+  }
+  ASSERT_EQ(asked.size(), Limits::kReplicas + Limits::kLookupSpares);
+  EXPECT_EQ(lookup.closest_so_far().size(), Limits::kReplicas - 1); // a place is kept for it
+  EXPECT_TRUE(lookup.awaits_late());
+  lookup.overdue(asked[0].id);
+  EXPECT_EQ(lookup.closest_so_far().size(), Limits::kReplicas);
+  EXPECT_EQ(lookup.closest_so_far().back().contact, asked[Limits::kReplicas]);
+  lookup.lapsed(asked[0].id);
+  EXPECT_TRUE(lookup.finished());
+  EXPECT_TRUE(lookup.awaits_late());
+  Lookup other = lookup;
+  lookup.answered(asked[0].id, {});
+  EXPECT_EQ(lookup.closest_so_far().front().contact, asked[0]);
+  EXPECT_FALSE(lookup.awaits_late());
+  other.failed(asked[0].id);
+  EXPECT_FALSE(other.awaits_late());
+}
+
 TEST(DhtLookup, AsksSoManyAtOnce) {
   SeededRng rng(13);
   for (const size_t alpha : {Limits::kBackgroundAlpha, Limits::kLookupAlpha, Limits::kReplicas}) {
@@ -361,9 +389,12 @@ TEST(DhtPending, OverdueLapsedFailedAndOnlyTheRightPeerAnswers) {
   EXPECT_EQ(pending.due(milliseconds(400)).failed.size(), 1U);
   EXPECT_EQ(pending.size(), 0U);
 
-  pending.add({10, 1, peer, MessageKind::kFind, Buffer(10), 0}, milliseconds(20), milliseconds(90));
+  pending.add({10, 1, peer, MessageKind::kFind, Buffer(10), 0}, milliseconds(20),
+              milliseconds(290));
   EXPECT_EQ(pending.due(milliseconds(20)).overdue.size(), 1U);
-  EXPECT_EQ(pending.next_deadline(), milliseconds(90)); // no less patience than with a stranger
+  EXPECT_EQ(pending.next_deadline(), milliseconds(290)); // no less patience than with a stranger
+  EXPECT_EQ(pending.due(milliseconds(290)).lapsed.size(), 1U);
+  EXPECT_EQ(pending.next_deadline(), milliseconds(310)); // time to answer a third transmission
 }
 
 } // namespace
