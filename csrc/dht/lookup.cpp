@@ -1,27 +1,103 @@
 #include "dht/lookup.hpp"
 
 #include <algorithm>
+#include <functional>
+#include <ranges>
 
 namespace lah::dht {
 
 Lookup::Lookup(const Id& target, const Id& own, Patience patience, size_t alpha)
     : target_(target), own_(own), patience_(patience), alpha_(alpha) {}
 
-void Lookup::add(const Contact& contact) {
+void Lookup::add(const Contact& contact, const Id& named_by) {
   if (contact.id == own_)
     return;
   const Id away = distance(contact.id, target_);
-  const auto place = std::lower_bound(
-      candidates_.begin(), candidates_.end(), away,
-      [](const Candidate& candidate, const Id& value) { return candidate.distance < value; });
-  if (place != candidates_.end() && place->distance == away)
+  const auto place = std::lower_bound(candidates_.begin(), candidates_.end(), away,
+                                      [](const Candidate& candidate, const Id& value) {
+                                        return !candidate.crowded && candidate.distance < value;
+                                      });
+  const auto same = [&](const Candidate& candidate) { return candidate.distance == away; };
+  if ((place != candidates_.end() && same(*place)) ||
+      std::any_of(candidates_.end() - static_cast<std::ptrdiff_t>(crowded_), candidates_.end(),
+                  same))
     return;
-  candidates_.insert(place, {away, contact, State::kNew, {}});
-  if (candidates_.size() > Limits::kLookupCandidates)
-    candidates_.pop_back();
+  candidates_.insert(place, {away, contact, State::kNew, {}, named_by.words[0], false});
+  if (!is_local(contact.endpoint) &&
+      ++seats_[seat_of(contact.endpoint)] > Limits::kResultsPerSubnet &&
+      mates(contact.endpoint) > Limits::kResultsPerSubnet)
+    place_crowded();
+  if (candidates_.size() >= Limits::kLookupCandidates + Limits::kFindContacts)
+    trim();
+}
+
+uint8_t Lookup::seat_of(const Endpoint& endpoint) {
+  uint64_t bytes = 0;
+  const Subnet subnet = subnet_of(endpoint);
+  std::memcpy(&bytes, subnet.bytes.data(), subnet.bytes.size());
+  return static_cast<uint8_t>(bytes * 0x9e3779b97f4a7c15 >> 56);
+}
+
+size_t Lookup::mates(const Endpoint& endpoint) const {
+  const Subnet subnet = subnet_of(endpoint);
+  return static_cast<size_t>(std::ranges::count_if(candidates_, [&](const Candidate& candidate) {
+    return subnet_of(candidate.contact.endpoint) == subnet;
+  }));
+}
+
+void Lookup::place_crowded() {
+  std::ranges::sort(candidates_, {}, &Candidate::distance);
+  SubnetLimit subnets(Limits::kResultsPerSubnet);
+  crowded_ = 0;
+  for (Candidate& candidate : candidates_) {
+    candidate.crowded =
+        candidate.state != State::kFailed && !subnets.take(candidate.contact.endpoint);
+    crowded_ += candidate.crowded;
+  }
+  std::ranges::stable_partition(candidates_, std::logical_not(), &Candidate::crowded);
+}
+
+// First go those that failed; then, of those not asked, the last that the peer named who named most
+// of them.
+void Lookup::trim() {
+  struct Share { // of one who named them
+    uint64_t by;
+    size_t left;
+    size_t dropped;
+  };
+  std::vector<Share> shares;
+  Share failed{};
+  const auto share_of = [&](const Candidate& candidate) -> Share* {
+    if (candidate.state != State::kNew)
+      return candidate.state == State::kFailed ? &failed : nullptr;
+    auto share = std::ranges::find(shares, candidate.named_by, &Share::by);
+    if (share == shares.end())
+      share = shares.insert(share, {candidate.named_by, 0, 0});
+    return &*share;
+  };
+  for (const Candidate& candidate : candidates_)
+    if (Share* share = share_of(candidate))
+      ++share->left;
+  for (size_t excess = candidates_.size() - Limits::kLookupCandidates; excess > 0; --excess) {
+    Share& most = failed.left > 0 ? failed : *std::ranges::max_element(shares, {}, &Share::left);
+    --most.left;
+    ++most.dropped;
+  }
+  for (Candidate& candidate : std::views::reverse(candidates_))
+    if (Share* share = share_of(candidate); share != nullptr && share->dropped > 0) {
+      --share->dropped;
+      candidate.state = State::kDropped;
+      crowded_ -= candidate.crowded;
+      if (!is_local(candidate.contact.endpoint))
+        --seats_[seat_of(candidate.contact.endpoint)];
+    }
+  std::erase_if(candidates_,
+                [](const Candidate& candidate) { return candidate.state == State::kDropped; });
 }
 
 std::optional<Contact> Lookup::next() {
+  if (candidates_.size() > Limits::kLookupCandidates)
+    trim();
   size_t in_flight = 0;
   for (const Candidate& candidate : candidates_)
     in_flight += candidate.state == State::kWaiting;
@@ -71,8 +147,11 @@ void Lookup::lapsed(const Id& id) {
 }
 
 void Lookup::failed(const Id& id) {
-  if (Candidate* candidate = find(id); candidate && candidate->state != State::kAnswered)
+  if (Candidate* candidate = find(id); candidate && candidate->state != State::kAnswered) {
     candidate->state = State::kFailed;
+    if (crowded_ > 0)
+      place_crowded();
+  }
 }
 
 bool Lookup::is_passed_over(const Candidate& candidate) const {
@@ -100,7 +179,7 @@ size_t Lookup::rank(const Id& id) const {
   const Id away = distance(id, target_);
   size_t rank = 0;
   for (const Candidate& candidate : candidates_)
-    rank += candidate.distance < away;
+    rank += !candidate.crowded && candidate.distance < away;
   return rank;
 }
 

@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "base/limits.hpp"
+#include "base/subnet.hpp"
 #include "dht/contact.hpp"
 #include "dht/token.hpp"
 
@@ -23,7 +24,8 @@ public:
   // `alpha`: requests in flight.
   Lookup(const Id& target, const Id& own, Patience patience, size_t alpha = Limits::kLookupAlpha);
 
-  void add(const Contact& contact);
+  // `named_by`: the peer that told of it; zero if it is of our own table.
+  void add(const Contact& contact, const Id& named_by = {});
   // The next peer to ask, and it counts as asked; none while enough are in flight.
   std::optional<Contact> next();
   void answered(const Id& id, const Token& token);
@@ -31,7 +33,8 @@ public:
   void lapsed(const Id& id);  // and nothing came of that
   void failed(const Id& id);
   bool finished() const;
-  // How many candidates are closer, whatever became of them.
+  // How many candidates are closer, whatever became of them; of a subnet no more than
+  // Limits::kResultsPerSubnet count.
   size_t rank(const Id& id) const;
 
   struct Found {
@@ -49,15 +52,21 @@ public:
   bool empty() const { return candidates_.empty(); }
 
 private:
-  enum class State : uint8_t { kNew, kWaiting, kOverdue, kLapsed, kAnswered, kFailed };
+  enum class State : uint8_t { kNew, kWaiting, kOverdue, kLapsed, kAnswered, kFailed, kDropped };
   struct Candidate {
     Id distance;
     Contact contact;
     State state;
     Token token;
+    uint64_t named_by; // a word of the id
+    bool crowded;      // closer ones of its subnet, not failed, leave it no place
   };
 
   Candidate* find(const Id& id);
+  static uint8_t seat_of(const Endpoint& endpoint);
+  size_t mates(const Endpoint& endpoint) const; // candidates of its subnet
+  void place_crowded();
+  void trim();
   bool is_passed_over(const Candidate& candidate) const;
 
   Id target_;
@@ -65,7 +74,10 @@ private:
   Patience patience_;
   size_t alpha_;
   size_t asked_ = 0;
-  std::vector<Candidate> candidates_; // closest first
+  std::vector<Candidate> candidates_; // closest first, then the crowded, closest first
+  size_t crowded_ = 0;
+  // Candidates by a hash of their subnets: small counts say that none is crowded.
+  std::array<uint8_t, 256> seats_{};
 };
 
 } // namespace lah::dht

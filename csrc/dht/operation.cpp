@@ -43,7 +43,7 @@ void LookupOperation::on_answer(OperationHost& host, const SentRequest& request,
   for (const Contact& contact : find->entries[0].contacts)
     if (is_sendable(contact.endpoint) &&
         (from.endpoint.is_loopback() || !contact.endpoint.is_loopback()))
-      lookup_.add(contact);
+      lookup_.add(contact, from.id);
   on_found(host, from, find->entries[0]);
   if (!finished())
     pump(host);

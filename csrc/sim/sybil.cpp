@@ -5,6 +5,9 @@
 namespace lah::sim {
 namespace {
 constexpr Duration kGreetEvery = 2 * kSecond; // each Sybil shows itself to another victim
+constexpr size_t kNamed = 4;                  // of the clan in each answer
+constexpr size_t kInvented = Limits::kFindContacts - kNamed;
+constexpr size_t kInventedNear = 256; // to choose from, so that each Sybil names others
 
 crypto::Identity draw_identity(VirtualNetwork& net, const SybilOptions& options) {
   crypto::Identity best = crypto::Identity::generate(net.rng());
@@ -56,13 +59,28 @@ std::vector<dht::Datagram> Sybil::on_datagram(Time, const Endpoint& from, ByteVi
 
 std::vector<dht::Contact> Sybil::nearest(const dht::Id& key) const {
   std::vector<dht::Contact> near = clan_->members;
-  const size_t count = std::min<size_t>(near.size(), 8);
+  const size_t count = std::min(near.size(), kNamed);
   std::partial_sort(near.begin(), near.begin() + static_cast<std::ptrdiff_t>(count), near.end(),
                     [&](const dht::Contact& a, const dht::Contact& b) {
                       return dht::distance(a.id, key) < dht::distance(b.id, key);
                     });
   near.resize(count);
   return near;
+}
+
+void Sybil::invent(const dht::Id& key, std::vector<dht::Contact>& near) {
+  const auto& invented = clan_->invented;
+  if (invented.size() < kInventedNear)
+    return;
+  const auto place = std::lower_bound(
+      invented.begin(), invented.end(), key,
+      [](const dht::Contact& contact, const dht::Id& id) { return contact.id < id; });
+  const auto before = static_cast<size_t>(place - invented.begin());
+  const size_t first =
+      std::min(before - std::min(before, kInventedNear / 2), invented.size() - kInventedNear);
+  const size_t skipped = rng_.below(kInventedNear - kInvented);
+  for (size_t i = 0; i < kInvented; ++i)
+    near.push_back(invented[first + skipped + i]);
 }
 
 void Sybil::answer(const Endpoint& from, const dht::PublicKey& key,
@@ -77,9 +95,12 @@ void Sybil::answer(const Endpoint& from, const dht::PublicKey& key,
     reply = dht::PingReply{from};
   } else if (const auto* find = std::get_if<dht::FindRequest>(&request.body)) {
     dht::FindReply found{from, {}};
-    for (const dht::Id& wanted : find->keys)
-      found.entries.push_back(
-          {find->keys.size() == 1 ? nearest(wanted) : std::vector<dht::Contact>{}, {}, false});
+    if (find->keys.size() == 1) {
+      found.entries.push_back({nearest(find->keys[0]), {}, false});
+      invent(find->keys[0], found.entries[0].contacts);
+    } else {
+      found.entries.resize(find->keys.size());
+    }
     reply = std::move(found);
   } else if (const auto* store = std::get_if<dht::StoreRequest>(&request.body)) {
     dht::StoreReply stored;
@@ -99,10 +120,17 @@ std::vector<size_t> add_sybils(VirtualNetwork& net, const SybilOptions& options)
   std::vector<crypto::Identity> identities;
   for (size_t i = 0; i < options.count; ++i) {
     identities.push_back(draw_identity(net, options));
-    clan->members.push_back(
-        dht::Contact::make(identities.back().public_key(), {},
-                           crowded_endpoint(i % options.subnets, i / options.subnets)));
+    const Endpoint address = options.subnets == 0
+                                 ? planned_endpoint(net.size() + i)
+                                 : crowded_endpoint(i % options.subnets, i / options.subnets);
+    clan->members.push_back(dht::Contact::make(identities.back().public_key(), {}, address));
   }
+  for (size_t i = 0; i < options.invented; ++i) {
+    dht::PublicKey key;
+    net.rng().fill(std::as_writable_bytes(std::span(key)));
+    clan->invented.push_back(dht::Contact::make(key, {}, planned_endpoint(1'000'000 + i)));
+  }
+  std::ranges::sort(clan->invented, {}, &dht::Contact::id);
   std::vector<size_t> numbers;
   for (size_t i = 0; i < options.count; ++i)
     numbers.push_back(

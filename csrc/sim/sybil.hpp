@@ -1,5 +1,5 @@
-// Identities that one attacker made: they answer as nodes do, name nobody but each other, take
-// every record and keep none.
+// Identities that one attacker made: they answer as nodes do, name nobody but each other and whom
+// they invented, take every record and keep none.
 #pragma once
 
 #include <memory>
@@ -12,7 +12,8 @@ namespace lah::sim {
 // What all Sybils of one attacker know.
 struct SybilClan {
   std::vector<dht::Contact> members;
-  std::vector<dht::Contact> victims; // whose routing tables they want to enter
+  std::vector<dht::Contact> victims;  // whose routing tables they want to enter
+  std::vector<dht::Contact> invented; // nobody is there; in order of ids
   std::string network_id = "sim";
 };
 
@@ -27,6 +28,7 @@ public:
 private:
   void answer(const Endpoint& from, const dht::PublicKey& key, const dht::RequestMessage& request);
   std::vector<dht::Contact> nearest(const dht::Id& key) const;
+  void invent(const dht::Id& key, std::vector<dht::Contact>& near);
   void send(const Endpoint& to, const dht::PublicKey& key, const Buffer& plaintext);
 
   SeededRng rng_;
@@ -38,9 +40,10 @@ private:
 
 struct SybilOptions {
   size_t count = 100;
-  size_t subnets = 4;               // they share so many networks of 16 bits
+  size_t subnets = 4;               // they share so many /24s; 0: scattered as honest nodes are
   std::optional<dht::Id> near = {}; // each is the nearest to this key of `grinding` identities
   size_t grinding = 1;
+  size_t invented = 0; // contacts nobody stands behind, named beside their own
 };
 
 // Lets them loose on all nodes there are; returns their numbers.
