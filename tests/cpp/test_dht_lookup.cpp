@@ -12,6 +12,8 @@
 namespace lah::dht {
 namespace {
 
+constexpr Duration kRtt = milliseconds(100);
+
 Id random_id(Rng& rng) {
   std::array<uint8_t, 32> bytes{};
   rng.fill(std::as_writable_bytes(std::span(bytes)));
