@@ -23,7 +23,7 @@ void Lookup::add(const Contact& contact, const Id& named_by) {
                   same))
     return;
   candidates_.insert(place, {away, contact, State::kNew, {}, named_by.words[0], false});
-  if (!is_local(contact.endpoint) &&
+  if (!contact.endpoint.is_private() &&
       ++seats_[seat_of(contact.endpoint)] > Limits::kResultsPerSubnet &&
       mates(contact.endpoint) > Limits::kResultsPerSubnet)
     place_crowded();
@@ -32,10 +32,7 @@ void Lookup::add(const Contact& contact, const Id& named_by) {
 }
 
 uint8_t Lookup::seat_of(const Endpoint& endpoint) {
-  uint64_t bytes = 0;
-  const Subnet subnet = subnet_of(endpoint);
-  std::memcpy(&bytes, subnet.bytes.data(), subnet.bytes.size());
-  return static_cast<uint8_t>(bytes * 0x9e3779b97f4a7c15 >> 56);
+  return static_cast<uint8_t>(subnet_of(endpoint).word * 0x9e3779b97f4a7c15 >> 56);
 }
 
 size_t Lookup::mates(const Endpoint& endpoint) const {
@@ -88,7 +85,7 @@ void Lookup::trim() {
       --share->dropped;
       candidate.state = State::kDropped;
       crowded_ -= candidate.crowded;
-      if (!is_local(candidate.contact.endpoint))
+      if (!candidate.contact.endpoint.is_private())
         --seats_[seat_of(candidate.contact.endpoint)];
     }
   std::erase_if(candidates_,
