@@ -7,16 +7,18 @@ starts with the first call that needs it and ends with the last network that mad
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from learning_at_home.errors import ShuttingDown
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 _LOOK = 1.0  # seconds between looks for answers that the network thread owes
 _STOP_TIMEOUT = 5.0  # seconds that the end waits for a callback
 
@@ -43,7 +45,7 @@ class Dispatcher:
 
         self._queue = _core.AnswerQueue()
         self._tickets = itertools.count(1)
-        self._open: dict[int, _Expected] = {}
+        self._open: dict[int, _Open] = {}
         thread = threading.Thread(target=_run, args=(self._queue, self._open), name="lah-dispatch", daemon=True)
         thread.start()
         weakref.finalize(self, _stop, os.getpid(), self._queue, thread)
@@ -56,6 +58,28 @@ class Dispatcher:
         answer.forward(self._queue, ticket)
         return future
 
+    def listener(self, callback: Callable[[Any], object]) -> tuple[int, Any]:
+        """A ticket and a `_core.Listener`: what it has to take goes to `callback`, until `forget`."""
+        from learning_at_home import _core
+
+        ticket = next(self._tickets)
+        listener = _core.Listener(self._queue, ticket)
+        self._open[ticket] = _Listening(listener, callback)
+        return ticket, listener
+
+    def forget(self, ticket: int) -> None:
+        """No callback of this listener begins any more."""
+        self._open.pop(ticket, None)
+
+
+class _Open(Protocol):
+    """What a ticket stands for."""
+
+    @property
+    def late(self) -> bool: ...
+    def resolve(self) -> bool: ...  # whether the ticket has served its time
+    def give_up(self) -> None: ...
+
 
 class _Expected:
     """An answer, and the future that waits for it."""
@@ -63,34 +87,65 @@ class _Expected:
     def __init__(self, answer: Any, convert: Callable[[Any], Any], future: Future[Any]):
         self.answer, self.convert, self.future = answer, convert, future
 
-    def resolve(self) -> None:
+    @property
+    def late(self) -> bool:
+        return bool(self.answer.late)
+
+    def resolve(self) -> bool:
         if not self.future.set_running_or_notify_cancel():
-            return
+            return True
         try:
             result = self.convert(self.answer.value())
         except BaseException as error:
             self.future.set_exception(error)
         else:
             self.future.set_result(result)
+        return True
 
     def give_up(self) -> None:
         if self.future.set_running_or_notify_cancel():
             self.future.set_exception(ShuttingDown("the network was shut down"))
 
 
-def _run(queue: Any, expected: dict[int, _Expected]) -> None:
+class _Listening:
+    """A listener, and who is told."""
+
+    late = False
+
+    def __init__(self, listener: Any, callback: Callable[[Any], object]):
+        self.listener, self.callback = listener, callback
+
+    def resolve(self) -> bool:
+        values = self.listener.take()
+        if values is not None:
+            try:
+                self.callback(values)
+            except BaseException:  # nobody else could be told
+                logger.exception("a callback of TesseractNetwork.listen raised")
+        return False
+
+    def give_up(self) -> None:
+        """Nobody waits for anything."""
+
+
+def _run(queue: Any, opened: dict[int, _Open]) -> None:
     while True:
         tickets = queue.wait(_LOOK)
         if tickets is None:
             break
         if not tickets:  # time to look for those that the network thread forgot
-            tickets = [ticket for ticket, each in list(expected.items()) if each.answer.late]
+            tickets = [ticket for ticket, each in list(opened.items()) if each.late]
         for ticket in tickets:
-            answered = expected.pop(ticket, None)
-            if answered is not None:
-                answered.resolve()
-    for ticket in list(expected):
-        expected.pop(ticket).give_up()
+            _resolve(opened, ticket)
+    for ticket in list(opened):
+        opened.pop(ticket).give_up()
+
+
+def _resolve(opened: dict[int, _Open], ticket: int) -> None:
+    # A function of its own: while the thread waits, it holds on to nobody's callback.
+    each = opened.get(ticket)
+    if each is not None and each.resolve():
+        opened.pop(ticket, None)
 
 
 def _stop(owner: int, queue: Any, thread: threading.Thread) -> None:

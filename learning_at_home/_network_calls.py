@@ -31,11 +31,13 @@ class NetworkCalls:
 
     def _result(self, answer: Any, convert: Callable[[Any], T], return_future: bool) -> T | Future[T]:
         """convert(what the answer is), awaited here or by the dispatcher."""
-        if not return_future:
-            return convert(answer.wait())
+        return self._dispatching.future(answer, convert) if return_future else convert(answer.wait())
+
+    @property
+    def _dispatching(self) -> Dispatcher:
         if self._dispatcher is None:
             self._dispatcher = get_dispatcher()
-        return self._dispatcher.future(answer, convert)
+        return self._dispatcher
 
 
 async def awaited(future: Future[T]) -> T:

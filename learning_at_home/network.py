@@ -19,6 +19,7 @@ from learning_at_home._network_arguments import (
 from learning_at_home._network_beam import BeamCalls, BestExperts
 from learning_at_home._network_calls import awaited
 from learning_at_home._network_experts import EXPIRATION, UPDATE_PERIOD, AliveExpert, ExpertCalls
+from learning_at_home._network_listen import ListenCalls, Listener
 from learning_at_home._network_records import RecordCalls
 from learning_at_home._state_file import StateFile
 from learning_at_home.admission import Admission, checked_admission
@@ -30,6 +31,7 @@ __all__ = [
     "UPDATE_PERIOD",
     "AliveExpert",
     "BestExperts",
+    "Listener",
     "NetworkStatus",
     "TesseractNetwork",
 ]
@@ -62,7 +64,7 @@ class NetworkStatus(TypedDict):
     open_calls: int  # of this program, waiting for answers
 
 
-class TesseractNetwork(RecordCalls, ExpertCalls, BeamCalls):
+class TesseractNetwork(RecordCalls, ListenCalls, ExpertCalls, BeamCalls):
     """A node of the network: a Kademlia DHT over UDP, in this process, on its one network thread.
 
     Every node stores signed records for others. Servers declare their experts, trainers find them. Starting
@@ -72,6 +74,8 @@ class TesseractNetwork(RecordCalls, ExpertCalls, BeamCalls):
     waits; ``network.get(name, return_future=True)`` returns a `concurrent.futures.Future` at once; and
     ``await network.aget(name)`` waits in an event loop. Futures are resolved, and their callbacks run, in one thread
     of the process: a callback that takes long delays the others. At most 4,096 calls of a network may be open.
+    ``network.listen(name, callback)`` goes on telling, in the same thread, as ``async for`` does over
+    ``network.alisten(name)``.
 
     Args:
         *initial_peers: (host, port) of nodes to join, any number; none starts a network of its own.
@@ -123,6 +127,7 @@ class TesseractNetwork(RecordCalls, ExpertCalls, BeamCalls):
         self._thread: Any = None
         self._core: Any = None
         self._dispatcher = None
+        self._listeners = {}
         self._closed = False
         self._watched = set()
         self._warned = set()
@@ -169,6 +174,7 @@ class TesseractNetwork(RecordCalls, ExpertCalls, BeamCalls):
             core.close()
             if self._state_file is not None:
                 self._state_file.close(state)
+        self._end_listeners()
         self._dispatcher = None  # now that every call ended
         self._thread = None
 

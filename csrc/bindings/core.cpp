@@ -73,6 +73,7 @@ PYBIND11_MODULE(_core, m) {
   m.doc() = "Kademlia DHT, expert calls and batching. Use learning_at_home instead of this module.";
   lah::bindings::bind_net_thread(m);
   lah::bindings::bind_answers(m);
+  lah::bindings::bind_listener(m);
   lah::bindings::bind_network(m);
   lah::bindings::bind_network_state(m);
   lah::bindings::bind_hello(m);

@@ -17,6 +17,7 @@ namespace lah::bindings {
 
 void bind_net_thread(pybind11::module_& m);
 void bind_answers(pybind11::module_& m);
+void bind_listener(pybind11::module_& m);
 void bind_network(pybind11::module_& m);
 void bind_network_state(pybind11::module_& m);
 void bind_hello(pybind11::module_& m);

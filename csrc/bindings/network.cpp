@@ -163,6 +163,8 @@ void bind_network(py::module_& m) {
            py::arg("timeout"))
       .def("store_many", &Network::store_many, py::arg("values"), py::arg("expiration"),
            py::arg("timeout"))
+      .def("listen", &Network::listen, py::arg("name"), py::arg("listener"))
+      .def("stop_listening", &Network::stop_listening, py::arg("listener"))
       .def("declare", &Network::declare, py::arg("uids"), py::arg("schema_hashes"),
            py::arg("addresses"), py::arg("tcp_port"), py::arg("boot_id"), py::arg("period"),
            py::arg("expiry"), py::arg("grid_cells"), py::arg("join_timeout"), py::arg("timeout"))

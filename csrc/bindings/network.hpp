@@ -1,7 +1,7 @@
 // Network: a DHT node for TesseractNetwork. Calls that wait for other nodes return an Answer.
 #pragma once
 
-#include "bindings/answer.hpp"
+#include "bindings/listener.hpp"
 #include "bindings/net_thread.hpp"
 #include "bindings/watched_grids.hpp"
 
@@ -46,6 +46,9 @@ public:
   std::shared_ptr<Answer>
   store_many(const std::vector<std::pair<pybind11::bytes, pybind11::bytes>>& values,
              double expiration, double timeout);
+  // The listener is told what the name holds, now and whenever that changes, until it is to stop.
+  void listen(const pybind11::bytes& name, std::shared_ptr<Listener> listener);
+  void stop_listening(const Listener& listener); // also after close(), and in a forked child
 
   // --- network_experts.cpp
   // The number of copies. Waits up to `join_timeout` for a way into the network first.

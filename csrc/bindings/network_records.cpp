@@ -1,7 +1,5 @@
 #include <pybind11/stl.h>
 
-#include <algorithm>
-
 #include "bindings/network.hpp"
 
 namespace py = pybind11;
@@ -23,17 +21,6 @@ void check_count(const char* argument, size_t count) {
     raise_error({ErrorCode::kInvalidArgument,
                  std::string(argument) + ": at most " + std::to_string(Limits::kNamesPerCall) +
                      " names go into one call, got " + std::to_string(count)});
-}
-
-py::object newest_first(std::vector<dht::Record> found) {
-  std::erase_if(found, [](const auto& record) { return record.is_tombstone(); });
-  std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return a.seq > b.seq; });
-  py::list records;
-  for (const dht::Record& record : found)
-    records.append(py::make_tuple(
-        to_bytes(record.owner),
-        py::bytes(reinterpret_cast<const char*>(record.payload.data()), record.payload.size())));
-  return records;
 }
 
 dht::Consistency consistency_from(const std::string& name) {
@@ -142,6 +129,28 @@ Network::store_many(const std::vector<std::pair<pybind11::bytes, pybind11::bytes
                                [answer](Results results) { answer->set(std::move(results)); });
   });
   return answer;
+}
+
+void Network::listen(const py::bytes& name, std::shared_ptr<Listener> listener) {
+  const uint64_t ticket = listener->ticket();
+  bool listens = false;
+  run([&, key = user_key(name)](auto& core, Time, WallMs) {
+    const auto [entry, added] = core.listeners.try_emplace(
+        ticket, core.node, key, [listener](auto values) { listener->tell(std::move(values)); });
+    listens = entry->second.listens();
+    if (!listens)
+      core.listeners.erase(entry);
+  });
+  if (!listens)
+    raise_error({ErrorCode::kOverloaded, "listen: this network listens to " +
+                                             std::to_string(Limits::kSubscriptions) +
+                                             " names and grids already; close some listeners"});
+}
+
+void Network::stop_listening(const Listener& listener) {
+  if (getpid() != owner_ || closed())
+    return;
+  run([ticket = listener.ticket()](auto& core, Time, WallMs) { core.listeners.erase(ticket); });
 }
 
 } // namespace lah::bindings

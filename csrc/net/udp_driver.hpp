@@ -4,6 +4,7 @@
 #include "dht/declarer.hpp"
 #include "dht/expert_search.hpp"
 #include "dht/ready_waiters.hpp"
+#include "dht/value_listener.hpp"
 #include "net/net_thread.hpp"
 #include "net/udp_socket.hpp"
 
@@ -29,6 +30,7 @@ public:
     dht::ExpertSearch search;
     dht::BeamSearch beam;
     dht::ReadyWaiters ready;
+    std::map<uint64_t, dht::ValueListener> listeners; // by tickets of Python's
   };
   // `wall` is the node's.
   using Command = std::function<void(Core& core, Time now, WallMs wall)>;
