@@ -85,6 +85,8 @@ class TesseractNetwork(RecordCalls, ListenCalls, ExpertCalls, BeamCalls):
         identity: the 32-byte seed of this node's Ed25519 key; None makes a new one. Keep it secret: who has
             it can replace this node's records.
         client_mode: ask, but store nothing for others and enter nobody's routing table.
+        large_table: know up to about 1,600 nodes instead of 600: among 10,000 nodes most lookups then take one
+            round trip instead of two, for about 60 KiB of memory and some upkeep.
         network_id: nodes of different ids do not understand each other.
         state_file: where the node keeps its contacts, its records and, unless `identity` is given, its key; written
             every 5 minutes and at shutdown, readable by its owner alone. A restart comes back through those contacts
@@ -105,6 +107,7 @@ class TesseractNetwork(RecordCalls, ListenCalls, ExpertCalls, BeamCalls):
         host: str = "0.0.0.0",
         identity: bytes | None = None,
         client_mode: bool = False,
+        large_table: bool = False,
         network_id: str = NETWORK_ID,
         state_file: str | os.PathLike[str] | None = None,
         admission: Admission | None = None,
@@ -122,6 +125,7 @@ class TesseractNetwork(RecordCalls, ListenCalls, ExpertCalls, BeamCalls):
         self._keeps_identity = identity is None
         self._seed = identity or (saved and saved.identity) or os.urandom(32)
         self._client_mode = client_mode
+        self._large_table = large_table
         self._network_id = network_id
         self._admission = checked_admission(admission)
         self._thread: Any = None
@@ -156,6 +160,7 @@ class TesseractNetwork(RecordCalls, ListenCalls, ExpertCalls, BeamCalls):
                 peers,
                 self._network_id,
                 self._client_mode,
+                self._large_table,
                 self._state,
                 self._admission.owner_key,
                 self._admission.own_certificate,

@@ -18,6 +18,7 @@ LEAST_NODES = 20  # of a study or a check
 LEAST_CHECK = 360.0
 
 Progress = Callable[[str, int, int], None]
+Rtt = float | tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ class Swarm:
         nodes: so many join, ten a second, each through two of those before it; with `settled=True` they are there at
             once, with routing tables as they are after hours.
         seed: all randomness follows from it.
-        rtt: seconds between any two nodes and back; None for the regions of the world.
+        rtt: seconds between any two nodes and back, or the least and the most of them, drawn anew for each datagram;
+            None for the regions of the world.
         loss, duplicate: share of datagrams.
         settled: see `nodes`.
         sealed: real encryption of packets instead of a keyed hash of the same size, about ten times slower.
@@ -96,15 +98,15 @@ class Swarm:
         nodes: int,
         *,
         seed: int = 0,
-        rtt: float | None = None,
+        rtt: Rtt = None,
         loss: float = 0.0,
         duplicate: float = 0.0,
         settled: bool = False,
         sealed: bool = False,
     ) -> None:
         _check_count("nodes", nodes, 1, MOST_NODES)
-        _check_links(rtt, loss, duplicate)
-        self._core = _core.Swarm(_checked_seed(seed), rtt, loss, duplicate, sealed)
+        links = _checked_links(rtt, loss, duplicate)
+        self._core = _core.Swarm(_checked_seed(seed), links, loss, duplicate, sealed)
         for i in range(nodes):
             if settled:
                 self._core.add([], False)
@@ -156,10 +158,9 @@ class Swarm:
         """Cut these nodes off from all others, and mend the last cut; an empty list cuts nothing."""
         self._core.set_partition(list(apart))
 
-    def set_links(self, rtt: float | None = None, loss: float = 0.0, duplicate: float = 0.0) -> None:
+    def set_links(self, rtt: Rtt = None, loss: float = 0.0, duplicate: float = 0.0) -> None:
         """From now on; see the class."""
-        _check_links(rtt, loss, duplicate)
-        self._core.set_links(rtt, loss, duplicate)
+        self._core.set_links(_checked_links(rtt, loss, duplicate), loss, duplicate)
 
     def status(self, node: int) -> SwarmStatus:
         """How a node sees itself."""
@@ -188,26 +189,27 @@ def study_lookups(
     nodes: int,
     *,
     seed: int = 1,
-    rtt: float | None = None,
+    rtt: Rtt = None,
     loss: float = 0.0,
     dead: float = 0.0,
     lookups: int = 1000,
+    large_table: bool = False,
     progress: Progress | None = None,
 ) -> LookupTimes:
     """Measure lookups in a network in its steady state: tables as upkeep leaves them, then a share of nodes dies.
 
-    100,000 nodes need about 8 GB and a few minutes. `progress` is called with what is being done, how much of it is
-    done, and how much there is.
+    `large_table` is that of `TesseractNetwork`. 100,000 nodes need about 8 GB and a few minutes. `progress` is called
+    with what is being done, how much of it is done, and how much there is.
 
     Raises:
         InvalidArgument: fewer than 20 nodes, a share outside 0..1, or a number out of range.
     """
     _check_count("nodes", nodes, LEAST_NODES, MOST_NODES)
     _check_count("lookups", lookups, 1, 1_000_000)
-    _check_links(rtt, loss, 0.0)
+    links = _checked_links(rtt, loss, 0.0)
     if not 0 <= dead <= 0.9:
         raise InvalidArgument(f"dead: expected a share between 0 and 0.9, got {dead!r}")
-    study = _core.study_lookups(nodes, _checked_seed(seed), rtt, loss, dead, lookups, progress)
+    study = _core.study_lookups(nodes, _checked_seed(seed), links, loss, dead, lookups, large_table, progress)
     return LookupTimes(
         study["gets"],
         study["closests"],
@@ -256,9 +258,12 @@ def _check_count(name: str, value: int, least: int, most: int) -> None:
         raise InvalidArgument(f"{name}: expected an integer between {least} and {most}, got {value!r}")
 
 
-def _check_links(rtt: float | None, loss: float, duplicate: float) -> None:
-    if rtt is not None and not 0 < rtt <= 10:
-        raise InvalidArgument(f"rtt: expected seconds above 0 and at most 10, or None, got {rtt!r}")
+def _checked_links(rtt: Rtt, loss: float, duplicate: float) -> tuple[float, float] | None:
+    """The least and the most seconds of a round trip."""
+    least, most = rtt if isinstance(rtt, tuple) else (rtt, rtt)
+    if least is not None and not (most is not None and 0 < least <= most <= 10):
+        raise InvalidArgument(f"rtt: expected seconds above 0 and at most 10, a pair of them, or None, got {rtt!r}")
     for name, share in (("loss", loss), ("duplicate", duplicate)):
         if not 0 <= share <= 1:
             raise InvalidArgument(f"{name}: expected a share between 0 and 1, got {share!r}")
+    return None if least is None or most is None else (least, most)

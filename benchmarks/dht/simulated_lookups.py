@@ -10,6 +10,7 @@ from benchmarks.common import Row, console, parse_options, percentile, report
 from learning_at_home.sim import LookupTimes, study_lookups
 
 CONSTANT_RTT = 0.1
+JITTERED_RTT = (0.09, 0.12)  # what the regions have too
 WORLDS = {"": (0.0, 0.0), ", 20 % dead": (0.2, 0.0), ", 20 % dead, 20 % loss": (0.2, 0.2)}  # dead, loss
 
 
@@ -23,6 +24,11 @@ def main() -> None:
         say(f"{nodes:,} nodes, constant RTT")
         study = study_lookups(nodes, rtt=CONSTANT_RTT, lookups=lookups)
         rows += rows_of(f"constant RTT, {nodes:,} nodes", "RTT", study, 1 / CONSTANT_RTT)
+    say(f"{sizes[1]:,} nodes, large tables, and round trips that vary")
+    study = study_lookups(sizes[1], rtt=CONSTANT_RTT, lookups=lookups, large_table=True)
+    rows += rows_of(f"constant RTT, {sizes[1]:,} nodes with large tables", "RTT", study, 1 / CONSTANT_RTT)
+    study = study_lookups(sizes[1], rtt=JITTERED_RTT, lookups=lookups)
+    rows += rows_of(f"RTT 0.9 to 1.2, {sizes[1]:,} nodes", "RTT", study, 1 / CONSTANT_RTT)
     for nodes in sizes[-2:]:
         for world, (dead, loss) in WORLDS.items():
             say(f"{nodes:,} nodes, four regions{world}")

@@ -10,13 +10,15 @@ namespace lah::bindings {
 
 Network::Network(NetThreadHandle& thread, const std::optional<py::bytes>& seed,
                  const std::string& host, int port, const Peers& initial_peers,
-                 const std::string& network_id, bool client_mode,
+                 const std::string& network_id, bool client_mode, bool large_table,
                  const std::optional<py::bytes>& state, const std::optional<py::bytes>& run_owner,
                  const py::bytes& certificate)
     : owner_(getpid()) {
   net::SystemRng rng;
   const crypto::Identity identity = seed ? identity_from(*seed) : crypto::Identity::generate(rng);
   dht::NodeConfig config{network_id, {}, client_mode};
+  if (large_table)
+    config.table_size = dht::TableSize::kLarge;
   if (run_owner)
     config.admission = {public_key_from(*run_owner), to_buffer(certificate)};
   for (const auto& [ip, peer_port] : initial_peers)
@@ -145,12 +147,13 @@ py::dict Network::status() {
 void bind_network(py::module_& m) {
   py::class_<Network>(m, "Network", "One DHT node on a UDP socket.")
       .def(py::init<NetThreadHandle&, const std::optional<py::bytes>&, const std::string&, int,
-                    const Peers&, const std::string&, bool, const std::optional<py::bytes>&,
+                    const Peers&, const std::string&, bool, bool, const std::optional<py::bytes>&,
                     const std::optional<py::bytes>&, const py::bytes&>(),
            py::keep_alive<1, 2>(), py::arg("net_thread"), py::arg("seed"), py::arg("host"),
            py::arg("port"), py::arg("initial_peers"), py::arg("network_id") = kNetworkId,
-           py::arg("client_mode") = false, py::arg("state") = py::none(),
-           py::arg("run_owner") = py::none(), py::arg("certificate") = py::bytes())
+           py::arg("client_mode") = false, py::arg("large_table") = false,
+           py::arg("state") = py::none(), py::arg("run_owner") = py::none(),
+           py::arg("certificate") = py::bytes())
       .def_property_readonly("port", &Network::port)
       .def_property_readonly("public_key", &Network::public_key)
       .def_property_readonly("closed", &Network::closed)

@@ -13,7 +13,7 @@ class Network {
 public:
   Network(NetThreadHandle& thread, const std::optional<pybind11::bytes>& seed,
           const std::string& host, int port, const Peers& initial_peers,
-          const std::string& network_id, bool client_mode,
+          const std::string& network_id, bool client_mode, bool large_table,
           const std::optional<pybind11::bytes>& state,
           const std::optional<pybind11::bytes>& run_owner, const pybind11::bytes& certificate);
   ~Network();

@@ -18,8 +18,13 @@ std::vector<double> to_seconds(const std::vector<Duration>& durations) {
   return result;
 }
 
-sim::Faults links_from(std::optional<double> rtt, double loss, double duplicate) {
-  sim::Faults links = rtt ? sim::Faults::constant_rtt(seconds(*rtt)) : sim::Faults::geographic();
+// Seconds there and back, from the shortest to the longest; none: the regions of the world.
+using RttRange = std::optional<std::pair<double, double>>;
+
+sim::Faults links_from(const RttRange& rtt, double loss, double duplicate) {
+  sim::Faults links = sim::Faults::geographic();
+  if (rtt)
+    links = {seconds(rtt->first) / 2, seconds(rtt->second) / 2};
   links.loss = loss;
   links.duplicate = duplicate;
   return links;
@@ -34,7 +39,7 @@ void check_signals() {
 
 class Swarm {
 public:
-  Swarm(uint64_t seed, std::optional<double> rtt, double loss, double duplicate, bool sealed)
+  Swarm(uint64_t seed, const RttRange& rtt, double loss, double duplicate, bool sealed)
       : net_(seed, links_from(rtt, loss, duplicate),
              sealed ? sim::CipherKind::kSealed : sim::CipherKind::kHash) {}
 
@@ -60,7 +65,7 @@ public:
   void set_up(size_t node, bool up) { net_.set_up(check(node), up); }
   bool is_up(size_t node) { return net_.is_up(check(node)); }
   void set_frozen(size_t node, bool frozen) { net_.set_frozen(check(node), frozen); }
-  void set_links(std::optional<double> rtt, double loss, double duplicate) {
+  void set_links(const RttRange& rtt, double loss, double duplicate) {
     net_.set_faults(links_from(rtt, loss, duplicate));
   }
   void set_partition(const std::vector<size_t>& apart) {
@@ -135,14 +140,16 @@ private:
 
 using PyProgress = std::function<void(const std::string&, size_t, size_t)>;
 
-py::dict study_lookups(size_t nodes, uint64_t seed, std::optional<double> rtt, double loss,
-                       double dead, size_t lookups, const PyProgress& progress) {
+py::dict study_lookups(size_t nodes, uint64_t seed, const RttRange& rtt, double loss, double dead,
+                       size_t lookups, bool large_table, const PyProgress& progress) {
   sim::StudyOptions options;
   options.seed = seed;
   options.nodes = nodes;
   options.links = links_from(rtt, loss, 0);
   options.dead = dead;
   options.lookups = lookups;
+  if (large_table)
+    options.table_size = dht::TableSize::kLarge;
   const auto told = [&](const std::string& what, size_t done, size_t all) {
     check_signals();
     const py::gil_scoped_acquire gil;
@@ -191,7 +198,7 @@ py::dict check_swarm(uint64_t seed, size_t nodes, double duration, bool sealed) 
 
 void bind_sim(py::module_& m) {
   py::class_<Swarm>(m, "Swarm")
-      .def(py::init<uint64_t, std::optional<double>, double, double, bool>(), py::arg("seed"),
+      .def(py::init<uint64_t, const RttRange&, double, double, bool>(), py::arg("seed"),
            py::arg("rtt"), py::arg("loss"), py::arg("duplicate"), py::arg("sealed"))
       .def("add", &Swarm::add, py::arg("peers"), py::arg("client_mode"))
       .def("settle", &Swarm::settle)
@@ -210,7 +217,8 @@ void bind_sim(py::module_& m) {
       .def_property_readonly("events", &Swarm::events)
       .def_property_readonly("log_hash", &Swarm::log_hash);
   m.def("study_lookups", &study_lookups, py::arg("nodes"), py::arg("seed"), py::arg("rtt"),
-        py::arg("loss"), py::arg("dead"), py::arg("lookups"), py::arg("progress"));
+        py::arg("loss"), py::arg("dead"), py::arg("lookups"), py::arg("large_table"),
+        py::arg("progress"));
   m.def("check_swarm", &check_swarm, py::arg("seed"), py::arg("nodes"), py::arg("duration"),
         py::arg("sealed"));
 }

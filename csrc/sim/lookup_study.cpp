@@ -45,10 +45,12 @@ private:
 };
 
 void LookupStudy::populate() {
+  VirtualNetwork::NodeOptions node;
+  node.configure = [this](dht::NodeConfig& config) { config.table_size = options_.table_size; };
   for (size_t i = 0; i < options_.nodes; ++i) {
     if (i % 1000 == 0)
       say("nodes", i, options_.nodes);
-    net_.set_passive(net_.add({}), true);
+    net_.set_passive(net_.add(node), true);
   }
   net_.settle(options_.choices, [this](size_t done) { say("tables", done, options_.nodes); });
   double contacts = 0;

@@ -13,6 +13,7 @@ struct StudyOptions {
   double dead = 0;       // share of nodes that died since the tables were filled
   size_t lookups = 1000; // of each kind
   size_t choices = 5;    // nodes each place of a table had to choose from
+  dht::TableSize table_size = dht::TableSize::kDefault;
   dht::Consistency consistency = dht::Consistency::kFirst; // of gets
 };
 
