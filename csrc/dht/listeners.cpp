@@ -22,6 +22,25 @@ bool Listeners::has_room(const Id& key) const {
          (topic == topics_.end() || topic->second.listeners.size() < Limits::kListenersPerKey);
 }
 
+bool Listeners::has_room(const Endpoint& endpoint) const {
+  const auto subnet = subnets_.find(subnet_of(endpoint));
+  return endpoint.is_private() || subnet == subnets_.end() ||
+         subnet->second < Limits::kListenersPerSubnet;
+}
+
+void Listeners::occupy(const Endpoint& endpoint) {
+  if (!endpoint.is_private())
+    ++subnets_[subnet_of(endpoint)];
+}
+
+void Listeners::vacate(const Endpoint& endpoint) {
+  if (endpoint.is_private())
+    return;
+  const auto subnet = subnets_.find(subnet_of(endpoint));
+  if (--subnet->second == 0)
+    subnets_.erase(subnet);
+}
+
 ListenReply Listeners::listen(Time now, WallMs wall, const Contact& contact,
                               const ListenRequest& request, const Storage& storage) {
   const auto known = topics_.find(request.key);
@@ -31,10 +50,16 @@ ListenReply Listeners::listen(Time now, WallMs wall, const Contact& contact,
       drop(request.key, contact.key);
     return {};
   }
-  if (!renewal && !has_room(request.key))
+  const bool moves =
+      !renewal || subnet_of(known->second.listeners.at(contact.key).contact.endpoint) !=
+                      subnet_of(contact.endpoint);
+  if ((!renewal && !has_room(request.key)) || (moves && !has_room(contact.endpoint)))
     return {};
   Topic& topic = topics_[request.key];
   Listener& listener = topic.listeners[contact.key];
+  if (renewal)
+    vacate(listener.contact.endpoint);
+  occupy(contact.endpoint);
   if (!renewal) {
     listener.told = listener.since = topic.version; // what is older it reads for itself
     ++size_;
@@ -69,6 +94,7 @@ void Listeners::drop(const Id& key, const PublicKey& listener) {
   const auto topic = topics_.find(key);
   const auto found = topic->second.listeners.find(listener);
   unschedule(key, found->second);
+  vacate(found->second.contact.endpoint);
   topic->second.listeners.erase(found);
   --size_;
   if (topic->second.listeners.empty())

@@ -2,6 +2,7 @@
 
 #include <set>
 
+#include "base/subnet.hpp"
 #include "dht/message.hpp"
 #include "dht/storage.hpp"
 
@@ -67,6 +68,9 @@ private:
   using Place = std::pair<Id, PublicKey>;
 
   bool has_room(const Id& key) const;
+  bool has_room(const Endpoint& endpoint) const;
+  void occupy(const Endpoint& endpoint);
+  void vacate(const Endpoint& endpoint);
   void update_digest(Time now, WallMs wall, const Id& key, Topic& topic, const Storage& storage);
   void schedule(const Id& key, Listener& listener, Time at);
   void unschedule(const Id& key, Listener& listener);
@@ -78,7 +82,8 @@ private:
 
   std::map<Id, Topic> topics_;
   std::set<std::pair<Time, Place>> due_;
-  Time next_sweep_ = kNever; // of those whose lifetime has ended
+  std::map<Subnet, size_t> subnets_; // listeners from each
+  Time next_sweep_ = kNever;         // of those whose lifetime has ended
   size_t size_ = 0;
   size_t in_flight_ = 0;
 };

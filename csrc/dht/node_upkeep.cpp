@@ -204,8 +204,11 @@ void Node::hear_of(const Contact& by, const FindReply& reply) {
 
 void Node::run_table_upkeep() {
   TableUpkeep::Plan plan = upkeep_.plan(now_, rng_);
-  for (const Contact& contact : plan.pings)
-    begin(std::make_unique<PingOperation>(contact, [](const PingResult&) {}), kNever);
+  for (const Contact& contact : plan.pings) {
+    auto ping = std::make_unique<PingOperation>(contact, [](const PingResult&) {});
+    ping->unasked = !table_.contains(contact.id);
+    begin(std::move(ping), kNever);
+  }
   if (plan.gap)
     for (const Contact& nearest : table_.closest(*plan.gap, 1))
       request(kUpkeep, nearest, FindRequest{{*plan.gap}});

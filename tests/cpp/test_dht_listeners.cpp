@@ -108,6 +108,35 @@ TEST_F(ListenersTest, WhoDoesNotListenOrRenewIsForgotten) {
   EXPECT_EQ(listeners.next_deadline(), kNever);
 }
 
+TEST_F(ListenersTest, ASubnetHasRoomForSoManyOfAllKeysAndALocalOneForMore) {
+  const auto granted = [&](size_t number, uint32_t address, uint64_t lifetime_ms) {
+    PublicKey key{};
+    std::memcpy(key.data(), &number, sizeof(number));
+    const Contact each = Contact::make(key, {}, Endpoint::v4(address, 1));
+    const Id topic{{0, 0, 0, number % 7}};
+    return listeners.listen(now, kWall, each, {topic, lifetime_ms, true}, storage).lifetime_ms > 0;
+  };
+  constexpr uint32_t kPublic = 0x50000000U;
+  constexpr uint32_t kOther = kPublic + 256;
+  constexpr size_t kMost = Limits::kListenersPerSubnet;
+  for (size_t i = 0; i < kMost; ++i)
+    EXPECT_TRUE(granted(i, kPublic + static_cast<uint32_t>(i % 200), Limits::kListenMs));
+  EXPECT_FALSE(granted(kMost, kPublic + 1, Limits::kListenMs));
+  EXPECT_TRUE(granted(0, kPublic, Limits::kListenMs)); // renewed
+  EXPECT_TRUE(granted(kMost, kOther, Limits::kListenMs));
+  EXPECT_FALSE(granted(kMost, kPublic, Limits::kListenMs)); // moves in
+  EXPECT_TRUE(granted(0, kOther, Limits::kListenMs));       // moves out
+  EXPECT_TRUE(granted(kMost, kPublic, Limits::kListenMs));
+  EXPECT_FALSE(granted(1, kPublic, 0)); // leaves
+  EXPECT_TRUE(granted(kMost + 1, kPublic, Limits::kListenMs));
+  for (size_t i = 2 * kMost; i < 4 * kMost; ++i)
+    EXPECT_TRUE(granted(i, 0x0a000001U, Limits::kListenMs));
+  now += milliseconds(2 * Limits::kListenMs);
+  EXPECT_TRUE(due().empty()); // and all of them are forgotten
+  EXPECT_EQ(listeners.size(), 0U);
+  EXPECT_TRUE(granted(5 * kMost, kPublic, Limits::kListenMs));
+}
+
 TEST_F(ListenersTest, OneKeyHasRoomForSoMany) {
   for (size_t i = 0; i < Limits::kListenersPerKey; ++i) {
     PublicKey key{};
