@@ -13,10 +13,14 @@ import threading
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from learning_at_home.errors import ShuttingDown
 
+if TYPE_CHECKING:
+    from learning_at_home._core import Answer, AnswerQueue, Listener
+
+S = TypeVar("S")
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 _LOOK = 1.0  # seconds between looks for answers that the network thread owes
@@ -50,7 +54,7 @@ class Dispatcher:
         thread.start()
         weakref.finalize(self, _stop, os.getpid(), self._queue, thread)
 
-    def future(self, answer: Any, convert: Callable[[Any], T]) -> Future[T]:
+    def future(self, answer: Answer[S], convert: Callable[[S], T]) -> Future[T]:
         """A future of convert(what the answer is). Cancelling it gives up the answer, not what the network does."""
         future: Future[T] = Future()
         ticket = next(self._tickets)
@@ -58,7 +62,7 @@ class Dispatcher:
         answer.forward(self._queue, ticket)
         return future
 
-    def listener(self, callback: Callable[[Any], object]) -> tuple[int, Any]:
+    def listener(self, callback: Callable[[Any], object]) -> tuple[int, Listener]:
         """A ticket and a `_core.Listener`: what it has to take goes to `callback`, until `forget`."""
         from learning_at_home import _core
 
@@ -84,7 +88,7 @@ class _Open(Protocol):
 class _Expected:
     """An answer, and the future that waits for it."""
 
-    def __init__(self, answer: Any, convert: Callable[[Any], Any], future: Future[Any]):
+    def __init__(self, answer: Answer[Any], convert: Callable[[Any], Any], future: Future[Any]):
         self.answer, self.convert, self.future = answer, convert, future
 
     @property
@@ -112,7 +116,7 @@ class _Listening:
 
     late = False
 
-    def __init__(self, listener: Any, callback: Callable[[Any], object]):
+    def __init__(self, listener: Listener, callback: Callable[[Any], object]):
         self.listener, self.callback = listener, callback
 
     def resolve(self) -> bool:
@@ -128,7 +132,7 @@ class _Listening:
         """Nobody waits for anything."""
 
 
-def _run(queue: Any, opened: dict[int, _Open]) -> None:
+def _run(queue: AnswerQueue, opened: dict[int, _Open]) -> None:
     while True:
         tickets = queue.wait(_LOOK)
         if tickets is None:
@@ -148,7 +152,7 @@ def _resolve(opened: dict[int, _Open], ticket: int) -> None:
         opened.pop(ticket, None)
 
 
-def _stop(owner: int, queue: Any, thread: threading.Thread) -> None:
+def _stop(owner: int, queue: AnswerQueue, thread: threading.Thread) -> None:
     if os.getpid() != owner:
         return  # a forked child: the thread is the parent's
     queue.close()

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from learning_at_home._dispatcher import Dispatcher, get_dispatcher
 
+if TYPE_CHECKING:
+    from learning_at_home._core import Answer, Network
+
+S = TypeVar("S")
 T = TypeVar("T")
 
 TIMEOUT = 10.0  # seconds a lookup or store may take; it ends as soon as it has its answers
@@ -17,19 +21,19 @@ TIMEOUT = 10.0  # seconds a lookup or store may take; it ends as soon as it has 
 class NetworkCalls:
     """Base of the groups of calls. Each waiting call ``x`` has three forms: see `TesseractNetwork`."""
 
-    _core: Any
+    _core: Network | None
     _closed: bool
     _dispatcher: Dispatcher | None
 
     @property
-    def _running(self) -> Any:
+    def _running(self) -> Network:
         if self._core is None:
             if self._closed:
                 raise RuntimeError("this TesseractNetwork was shut down")
             raise RuntimeError("this TesseractNetwork is not started: call start() or use `with network:`")
         return self._core
 
-    def _result(self, answer: Any, convert: Callable[[Any], T], return_future: bool) -> T | Future[T]:
+    def _result(self, answer: Answer[S], convert: Callable[[S], T], return_future: bool) -> T | Future[T]:
         """convert(what the answer is), awaited here or by the dispatcher."""
         return self._dispatching.future(answer, convert) if return_future else convert(answer.wait())
 

@@ -6,13 +6,17 @@ import asyncio
 import weakref
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from learning_at_home._dispatcher import Dispatcher
 from learning_at_home._network_arguments import record_name
 from learning_at_home._network_calls import NetworkCalls
 from learning_at_home._network_records import Values
 from learning_at_home.errors import InvalidArgument, ShuttingDown
+
+if TYPE_CHECKING:
+    from learning_at_home import _core
+    from learning_at_home._core import Network
 
 
 class ListenCalls(NetworkCalls):
@@ -84,8 +88,8 @@ class Listener:
         network: ListenCalls,
         dispatcher: Dispatcher,
         ticket: int,
-        core: Any,
-        listener: Any,
+        core: Network,
+        listener: _core.Listener,
         ended: Callable[[], None] | None,
     ):
         self._network, self._ticket, self._ended = weakref.ref(network), ticket, ended
@@ -116,6 +120,6 @@ class Listener:
         self.close()
 
 
-def _end(dispatcher: Dispatcher, ticket: int, core: Any, listener: Any) -> None:
+def _end(dispatcher: Dispatcher, ticket: int, core: Network, listener: _core.Listener) -> None:
     dispatcher.forget(ticket)
     core.stop_listening(listener)

@@ -129,7 +129,7 @@ class TesseractNetwork(RecordCalls, ListenCalls, ExpertCalls, BeamCalls):
         self._network_id = network_id
         self._admission = checked_admission(admission)
         self._thread: Any = None
-        self._core: Any = None
+        self._core = None
         self._dispatcher = None
         self._listeners = {}
         self._closed = False
@@ -250,8 +250,7 @@ class TesseractNetwork(RecordCalls, ListenCalls, ExpertCalls, BeamCalls):
 
     def status(self) -> NetworkStatus:
         """What the node knows of itself: the keys of `NetworkStatus`."""
-        status: NetworkStatus = self._running.status()
-        return status
+        return self._running.status()
 
     def own_address(self, announce: str | None = None, wait: float = 2.0) -> tuple[str, int]:
         """Where others can reach this node, as an initial peer of theirs: (host, port).

@@ -145,6 +145,12 @@ py::dict Network::status() {
 }
 
 void bind_network(py::module_& m) {
+  py::dict limits;
+  limits["kRecordPayloadBytes"] = Limits::kRecordPayloadBytes;
+  limits["kNamesPerCall"] = Limits::kNamesPerCall;
+  limits["kOpenCalls"] = Limits::kOpenCalls;
+  limits["kSubscriptions"] = Limits::kSubscriptions;
+  m.attr("LIMITS") = limits;
   py::class_<Network>(m, "Network", "One DHT node on a UDP socket.")
       .def(py::init<NetThreadHandle&, const std::optional<py::bytes>&, const std::string&, int,
                     const Peers&, const std::string&, bool, bool, const std::optional<py::bytes>&,
