@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from concurrent.futures import CancelledError, Future, wait
 from typing import Any
 
 import pytest
-from networks import HERE, PATIENCE, Join, eventually
+from networks import HERE, PATIENCE, Join, eventually, raised_in_child, said_when_interrupted
 
 import learning_at_home as lib
 from learning_at_home import errors
@@ -234,19 +233,7 @@ def test_fork_leaves_futures_to_the_parent(join: Join) -> None:
     first, second = join(), join()
     assert second.wait_ready(PATIENCE)
     assert second.get("name", return_future=True).result(PATIENCE) == []
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            second.get("name", return_future=True)
-        except RuntimeError as error:
-            os.write(write, str(error).encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    assert os.waitpid(child, 0)[1] == 0
-    with os.fdopen(read, "rb") as pipe:
-        assert b"fork" in pipe.read()
+    assert "fork" in raised_in_child(lambda: second.get("name", return_future=True))
     assert first.get("name", return_future=True).result(PATIENCE) == []
 
 
@@ -273,12 +260,7 @@ with lib.TesseractNetwork(("{HERE}", {silent}), port=0, host="{HERE}") as networ
     print("waiting", flush=True)
     network.get("name", timeout=600.0)
 """
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"waiting\n"
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=PATIENCE)
-    assert b"KeyboardInterrupt" in stderr
+    assert "KeyboardInterrupt" in said_when_interrupted(code)
 
 
 def test_interpreter_ends_with_open_futures(silent: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import time
 from multiprocessing.reduction import ForkingPickler
 
 import pytest
-from networks import HERE, PATIENCE, Join, eventually
+from networks import HERE, PATIENCE, Join, eventually, raised_in_child, said_when_interrupted
 
 import learning_at_home as lib
 from learning_at_home import errors
@@ -192,19 +191,7 @@ def test_networks_and_their_thread_come_and_go() -> None:
 def test_forked_child_gets_a_clear_error_and_harms_nothing(join: Join) -> None:
     first, second = join(), join()
     assert second.wait_ready(PATIENCE)
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            second.get("name")
-        except RuntimeError as error:
-            os.write(write, str(error).encode())
-        finally:
-            os._exit(0)
-    os.close(write)
-    assert os.waitpid(child, 0)[1] == 0
-    with os.fdopen(read, "rb") as pipe:
-        assert b"fork" in pipe.read()
+    assert "fork" in raised_in_child(lambda: second.get("name"))
     second.store("name", b"value")
     assert len(first.get("name")) == 1
 
@@ -218,9 +205,4 @@ with lib.TesseractNetwork(("{HERE}", silent.getsockname()[1]), port=0, host="{HE
     print("waiting", flush=True)
     network.wait_ready(600.0)
 """
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"waiting\n"
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=PATIENCE)
-    assert b"KeyboardInterrupt" in stderr
+    assert "KeyboardInterrupt" in said_when_interrupted(code)

@@ -13,6 +13,7 @@
 namespace py = pybind11;
 
 namespace lah::bindings {
+using namespace py::literals;
 namespace {
 
 constexpr Duration kSignalSlice = 50 * kMillisecond;
@@ -237,13 +238,9 @@ public:
       const GilRelease release;
       return calls.counters();
     }();
-    py::dict out;
-    out["calls"] = counters.calls;
-    out["retries"] = counters.retries;
-    out["hedges"] = counters.hedges;
-    out["hedges_won"] = counters.hedges_won;
-    out["over_budget"] = counters.over_budget;
-    return out;
+    return py::dict("calls"_a = counters.calls, "retries"_a = counters.retries,
+                    "hedges"_a = counters.hedges, "hedges_won"_a = counters.hedges_won,
+                    "over_budget"_a = counters.over_budget);
   }
 
 private:

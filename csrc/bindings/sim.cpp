@@ -9,6 +9,7 @@
 namespace py = pybind11;
 
 namespace lah::bindings {
+using namespace py::literals;
 namespace {
 
 std::vector<double> to_seconds(const std::vector<Duration>& durations) {
@@ -107,14 +108,9 @@ public:
   }
   py::dict status(size_t node) {
     const dht::NodeStatus status = net_.node(check(node)).status();
-    py::dict result;
-    result["peers"] = status.peers;
-    result["ready"] = status.ready;
-    result["isolated"] = status.isolated;
-    result["records"] = status.records;
-    result["bytes_in"] = status.bytes_in;
-    result["bytes_out"] = status.bytes_out;
-    return result;
+    return py::dict("peers"_a = status.peers, "ready"_a = status.ready,
+                    "isolated"_a = status.isolated, "records"_a = status.records,
+                    "bytes_in"_a = status.bytes_in, "bytes_out"_a = status.bytes_out);
   }
 
   size_t size() const { return net_.size(); }
@@ -160,17 +156,11 @@ py::dict study_lookups(size_t nodes, uint64_t seed, const RttRange& rtt, double 
     const py::gil_scoped_release release;
     return sim::study_lookups(options, told);
   }();
-  py::dict result;
-  result["gets"] = to_seconds(study.gets);
-  result["closests"] = to_seconds(study.closests);
-  result["stores"] = to_seconds(study.stores);
-  result["found"] = study.found;
-  result["get_datagrams"] = study.get_datagrams;
-  result["true_replicas"] = study.true_replicas;
-  result["table_contacts"] = study.table_contacts;
-  result["events"] = study.events;
-  result["log_hash"] = study.log_hash;
-  return result;
+  return py::dict("gets"_a = to_seconds(study.gets), "closests"_a = to_seconds(study.closests),
+                  "stores"_a = to_seconds(study.stores), "found"_a = study.found,
+                  "get_datagrams"_a = study.get_datagrams, "true_replicas"_a = study.true_replicas,
+                  "table_contacts"_a = study.table_contacts, "events"_a = study.events,
+                  "log_hash"_a = study.log_hash);
 }
 
 py::dict check_swarm(uint64_t seed, size_t nodes, double duration, bool sealed) {
@@ -183,15 +173,10 @@ py::dict check_swarm(uint64_t seed, size_t nodes, double duration, bool sealed) 
     const py::gil_scoped_release release;
     return sim::check_swarm(options, [](Time) { check_signals(); });
   }();
-  py::dict result;
-  result["asked"] = report.asked;
-  result["found"] = report.found;
-  result["bytes_per_second"] = report.bytes_per_second;
-  result["operations_most"] = report.operations_most;
-  result["violations"] = report.violations;
-  result["events"] = report.events;
-  result["log_hash"] = report.log_hash;
-  return result;
+  return py::dict("asked"_a = report.asked, "found"_a = report.found,
+                  "bytes_per_second"_a = report.bytes_per_second,
+                  "operations_most"_a = report.operations_most, "violations"_a = report.violations,
+                  "events"_a = report.events, "log_hash"_a = report.log_hash);
 }
 
 } // namespace
