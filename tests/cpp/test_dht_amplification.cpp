@@ -165,6 +165,28 @@ TEST_F(AmplificationTest, ObservesYieldNoMore) {
       }
 }
 
+TEST_F(AmplificationTest, SoManyObservesASecondAreHelpedWithAndSoManyStrangersGreeted) {
+  ObserveRequest observe{ObserveRequest::Step::kPassOn, 77, victim, 0};
+  size_t dialled = 0;
+  size_t greeted = 0;
+  const size_t many = 2 * std::max(Limits::kObservesPerSecond, Limits::kGreetings);
+  for (size_t i = 0; i < many; ++i) {
+    const Endpoint from = fresh_address();
+    node.on_datagram(now, kWall, from,
+                     sealed(encode(Header{1, false, {}, {}, kWall}, Request(observe))));
+    node.on_timer(now, kWall); // in which newcomers have their turn
+    size_t answers = 0;
+    for (const Datagram& sent : node.take_datagrams()) {
+      dialled += sent.to == victim.endpoint;
+      answers += sent.to == from;
+    }
+    ASSERT_GE(answers, 1U);
+    greeted += answers - 1;
+  }
+  EXPECT_EQ(dialled, Limits::kObservesPerSecond);
+  EXPECT_EQ(greeted, Limits::kGreetings);
+}
+
 // A stranger for whom the table is too full to greet it at once may be asked later: once.
 TEST_F(AmplificationTest, StrangersThatMayReplaceOthersAreAskedOnce) {
   std::array<uint8_t, 32> random{};

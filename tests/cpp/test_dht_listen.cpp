@@ -279,6 +279,18 @@ TEST(DhtListen, NobodyListensForAnother) {
   EXPECT_EQ(*refused, ErrorCode::kNotPermitted);
 }
 
+TEST(DhtListen, OneNodeListensToSoManyKeys) {
+  VirtualNetwork net(3, {}, CipherKind::kHash);
+  Node& node = net.node(net.add({}));
+  std::vector<ListenId> listens;
+  for (size_t i = 0; i < Limits::kSubscriptions; ++i)
+    listens.push_back(node.start_listen(id_of(i), [](const ListenEvent&) {}).value());
+  EXPECT_FALSE(node.start_listen(id_of(Limits::kSubscriptions), [](const ListenEvent&) {}));
+  EXPECT_TRUE(node.start_listen(id_of(0), [](const ListenEvent&) {})); // shares what there is
+  node.stop_listen(listens[1]);
+  EXPECT_TRUE(node.start_listen(id_of(Limits::kSubscriptions), [](const ListenEvent&) {}));
+}
+
 TEST(DhtListen, LoneNodesHearThemselvesAndLaterTheOthers) {
   VirtualNetwork net(44, {}, CipherKind::kHash);
   net.add({});

@@ -152,5 +152,33 @@ TEST_F(ListenersTest, OneKeyHasRoomForSoMany) {
   EXPECT_EQ(due().size(), Limits::kNotifiesInFlight); // the others when these are answered
 }
 
+TEST_F(ListenersTest, AllKeysTogetherHaveRoomForSoMany) {
+  size_t granted = 0;
+  for (size_t i = 0; i <= Limits::kListeners; ++i) {
+    PublicKey key{};
+    std::memcpy(key.data(), &i, sizeof(i));
+    const Contact each{key, {}, Endpoint::v4(0x0a000001U, 1), {}};
+    const Id topic{{0, 0, 1, i % 8}};
+    granted +=
+        listeners.listen(now, kWall, each, {topic, Limits::kListenMs, true}, storage).lifetime_ms >
+        0;
+  }
+  EXPECT_EQ(granted, Limits::kListeners);
+  EXPECT_EQ(listeners.size(), Limits::kListeners);
+}
+
+TEST_F(ListenersTest, OneListenerHasSoManyNotifiesInFlight) {
+  listen(1);
+  for (size_t i = 0; i < 3 * Limits::kNotifyBurst; ++i) // each needs a NOTIFY of its own
+    store(crypto::Identity::generate(rng), std::string(700, 'x'));
+  auto pushes = due();
+  EXPECT_EQ(pushes.size(), Limits::kNotifyBurst);
+  now += kSecond;
+  EXPECT_TRUE(due().empty());
+  for (const auto& push : pushes)
+    listeners.on_pushed(now, push, &yes);
+  EXPECT_EQ(due().size(), Limits::kNotifyBurst);
+}
+
 } // namespace
 } // namespace lah::dht
