@@ -199,18 +199,18 @@ std::optional<ExpertSearch::Found> ExpertSearch::find_one(const ExpertUid& uid) 
   std::optional<Found> best;
   uint64_t best_rank = 0;
   for (const auto& [key, owner] : source->second.prefix->owners())
-    for_each_group(
-        owner, [&, &key = key](const DeclaredGroup& group, const PrefixReader::OwnedPart& part) {
-          const uint64_t boot_id = part.declaration.boot_id;
-          const std::vector<Endpoint>& addresses = owner.first()->declaration.addresses;
-          const uint64_t rank = Preference(node_.id(), key).rank(uid.coordinates);
-          if ((best && rank >= best_rank) || part.expiry_ms <= node_.wall() || addresses.empty() ||
-              is_suspect(key, boot_id) || group.depth != uid.coordinates.size() ||
-              !std::binary_search(group.experts.begin(), group.experts.end(), uid.coordinates))
-            return;
-          best_rank = rank;
-          best = Found{format_uid(uid.prefix, uid.coordinates), key, addresses.front(), boot_id};
-        });
+    for_each_group(owner, [&, &key = key, &owner = owner](const DeclaredGroup& group,
+                                                          const PrefixReader::OwnedPart& part) {
+      const uint64_t boot_id = part.declaration.boot_id;
+      const std::vector<Endpoint>& addresses = owner.first()->declaration.addresses;
+      const uint64_t rank = Preference(node_.id(), key).rank(uid.coordinates);
+      if ((best && rank >= best_rank) || part.expiry_ms <= node_.wall() || addresses.empty() ||
+          is_suspect(key, boot_id) || group.depth != uid.coordinates.size() ||
+          !std::binary_search(group.experts.begin(), group.experts.end(), uid.coordinates))
+        return;
+      best_rank = rank;
+      best = Found{format_uid(uid.prefix, uid.coordinates), key, addresses.front(), boot_id};
+    });
   return best;
 }
 

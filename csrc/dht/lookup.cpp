@@ -1,8 +1,6 @@
 #include "dht/lookup.hpp"
 
 #include <algorithm>
-#include <functional>
-#include <ranges>
 
 namespace lah::dht {
 
@@ -51,7 +49,8 @@ void Lookup::place_crowded() {
         candidate.state != State::kFailed && !subnets.take(candidate.contact.endpoint);
     crowded_ += candidate.crowded;
   }
-  std::ranges::stable_partition(candidates_, std::logical_not(), &Candidate::crowded);
+  std::stable_partition(candidates_.begin(), candidates_.end(),
+                        [](const Candidate& candidate) { return !candidate.crowded; });
 }
 
 // First go those that failed; then, of those not asked, the last that the peer named who named most
@@ -80,13 +79,13 @@ void Lookup::trim() {
     --most.left;
     ++most.dropped;
   }
-  for (Candidate& candidate : std::views::reverse(candidates_))
-    if (Share* share = share_of(candidate); share != nullptr && share->dropped > 0) {
+  for (auto last = candidates_.rbegin(); last != candidates_.rend(); ++last)
+    if (Share* share = share_of(*last); share != nullptr && share->dropped > 0) {
       --share->dropped;
-      candidate.state = State::kDropped;
-      crowded_ -= candidate.crowded;
-      if (!candidate.contact.endpoint.is_private())
-        --seats_[seat_of(candidate.contact.endpoint)];
+      last->state = State::kDropped;
+      crowded_ -= last->crowded;
+      if (!last->contact.endpoint.is_private())
+        --seats_[seat_of(last->contact.endpoint)];
     }
   std::erase_if(candidates_,
                 [](const Candidate& candidate) { return candidate.state == State::kDropped; });
