@@ -67,6 +67,7 @@ struct Limits {
   static constexpr size_t kPendingHellos = 256;
   static constexpr size_t kNetworkIdBytes = 64;
   static constexpr size_t kContactedAddresses = 16384; // remembered, to tell strangers
+  static constexpr size_t kWithdrawals = 512;          // who is told to take us out of a table
   static constexpr size_t kObservesPerSecond = 16;     // helped with, of all who ask
   static constexpr size_t kSavedContacts = 256;        // over a restart
   static constexpr size_t kSavedRecords = 256;         // of the node itself

@@ -133,6 +133,8 @@ void Node::on_request(const Contact& from, const RequestMessage& message, size_t
                     proven);
   }
   // What an unproven address is sent is bounded by what came from there, our question included.
+  if (!read_only() && reachability_.state() == Reachability::State::kUnknown)
+    withdrawal_.answered(from);
   if (message.header.client_mode)
     table_.remove(from.id);
   else if (proven || sent + greeting <= Limits::kAmplification * bytes)

@@ -22,6 +22,7 @@
 #include "dht/store_many.hpp"
 #include "dht/subscriptions.hpp"
 #include "dht/table_upkeep.hpp"
+#include "dht/withdrawal.hpp"
 
 namespace lah::dht {
 
@@ -192,6 +193,7 @@ private:
   // node_observe.cpp
   bool read_only() const; // asks, does not serve: wanted so, or because nobody could reach it
   void run_reachability();
+  void run_withdrawal();
   std::optional<Reply> on_observe(const Contact& from, bool proven, const ObserveRequest& request);
   size_t pass_on(const Contact& asker, uint64_t nonce);
   size_t dial_back(const Contact& by, const Contact& target, uint64_t nonce);
@@ -233,6 +235,7 @@ private:
   PeerMemory memory_;
   ClockOffset clock_offset_;
   Reachability reachability_;
+  Withdrawal withdrawal_;
   PendingRequests pending_;
   HelloExchange hello_;
   Bootstrap bootstrap_;

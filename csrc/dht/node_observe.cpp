@@ -19,6 +19,7 @@ void Node::run_reachability() {
   if (const auto seen_at = most_observed())
     reachability_.observed(now_, *seen_at);
   reachability_.on_timer(now_);
+  run_withdrawal();
   if (config_.client_mode || !reachability_.due(now_) || !ready_)
     return;
   const std::vector<Contact> helpers = some_proven_to(1, [](const Contact&) { return true; });
@@ -29,6 +30,21 @@ void Node::run_reachability() {
             ObserveRequest{Step::kAsk, reachability_.start(now_, rng_), {}, kAskPadding},
             [this](size_t others) { reachability_.passed_on(now_, others); }),
         kNever);
+}
+
+void Node::run_withdrawal() {
+  if (reachability_.state() == Reachability::State::kPublic)
+    withdrawal_.forget();
+  if (!reachability_.is_unreachable())
+    return;
+  for (const Contact& holder : withdrawal_.next())
+    begin(std::make_unique<PingOperation>(holder,
+                                          [this, holder](const PingResult& result) {
+                                            // Tried again until it is taken for dead here.
+                                            if (result.rtt < 0 && table_.contains(holder.id))
+                                              withdrawal_.answered(holder);
+                                          }),
+          kNever);
 }
 
 // Contacts near a random point to whom our address is proven.
