@@ -107,7 +107,8 @@ void LevelCache::on_timer(Time now, WallMs wall) {
       ++entry;
   for (const auto& [name, entry] : entries_)
     if (entry.open == 0 && reads_ < Limits::kLevelReads && entry.read_at != kNever &&
-        entry.read_at + kRefresh <= now) {
+        entry.read_at + kRefresh <= now &&
+        entry.used_at + kHot > now + kReadDeadline) { // else it is about to be let go
       const Time used_at = entry.used_at;
       read(now, wall, name);
       entries_.at(name).used_at = used_at; // our own reading is no use of it

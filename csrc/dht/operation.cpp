@@ -26,7 +26,8 @@ void LookupOperation::pump(OperationHost& host) {
     return; // what late answers name is not looked for: those who name it could go on forever
   while (const auto contact = lookup_.next()) {
     const FindRequest find = find_request();
-    on_asked(host.request(id, *contact, find), find);
+    const uint64_t txid = host.request(id, *contact, find);
+    on_asked(host, *contact, txid, find);
   }
 }
 

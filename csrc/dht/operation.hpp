@@ -94,7 +94,7 @@ public:
 protected:
   virtual bool wants_records() const { return false; }
   virtual FindRequest find_request() { return {{lookup_.target()}, wants_records()}; }
-  virtual void on_asked(uint64_t /*txid*/, const FindRequest&) {}
+  virtual void on_asked(OperationHost&, const Contact&, uint64_t /*txid*/, const FindRequest&) {}
   virtual void on_found(OperationHost&, const Contact&, const FindReply::Entry&) {}
   void pump(OperationHost& host);
 

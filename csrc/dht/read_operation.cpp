@@ -4,14 +4,22 @@
 
 namespace lah::dht {
 namespace {
-constexpr uint64_t kGoldenStep = 0x9e3779b97f4a7c15;
 // A full key in pages of one record each, asked for twice: whoever answers for longer is lying.
 constexpr size_t kPagesPerRead = 2 * Limits::kRecordsPerKey;
 // Answers that must agree that all fits into one page, and none contradict them: a replica that is
 // new here may hold little yet.
 constexpr size_t kAgreement = Limits::kReplicas / 2;
 constexpr size_t kSourceFailures = 3; // in a row, and a replica is not asked again
-constexpr double kRecordsPerPage = 4; // of a few experts each; only a guess is needed
+constexpr size_t kPagesAhead = 3;     // asked of a replica beside the first
+constexpr double kRecordsPerPage = 2; // of a few experts each; only a guess is needed
+
+// Numbers in a row become places far apart, and any 2^n of them almost evenly spaced.
+uint8_t reversed(uint8_t number) {
+  uint8_t bits = 0;
+  for (int bit = 0; bit < 8; ++bit)
+    bits = static_cast<uint8_t>(bits << 1 | (number >> bit & 1));
+  return bits;
+}
 
 Id position(const Record& record) {
   return Id::from_bytes(record.owner);
@@ -19,18 +27,29 @@ Id position(const Record& record) {
 } // namespace
 
 ReadOperation::ReadOperation(const Id& key, const Id& own, Rng& rng, Listener listener)
-    : LookupOperation(key, own, Lookup::Patience::kImpatient, nullptr),
-      listener_(std::move(listener)), next_start_(rng.u64()) {}
+    : LookupOperation(key, own, Lookup::Patience::kImpatient, nullptr, Limits::kReplicas),
+      listener_(std::move(listener)), first_start_(static_cast<uint8_t>(rng.u64())) {}
 
 FindRequest ReadOperation::find_request() {
-  next_start_ += kGoldenStep;
   FindRequest find{{lookup_.target()}, true};
-  find.start = static_cast<uint8_t>(next_start_ >> 56);
+  find.start = static_cast<uint8_t>(first_start_ + reversed(starts_++));
   return find;
 }
 
-void ReadOperation::on_asked(uint64_t txid, const FindRequest& find) {
+// Whoever others named is a replica, as a rule: it is asked for further parts of the ring at once,
+// not only when its first answer shows that there is more.
+void ReadOperation::on_asked(OperationHost& host, const Contact& to, uint64_t txid,
+                             const FindRequest& find) {
   finds_[txid] = {RingCover::at(uint64_t{find.start} << 56), false};
+  for (size_t ahead = 0; answered_ > 0 && !covered_ && ahead < kPagesAhead; ++ahead) {
+    const FindRequest more = find_request();
+    finds_[host.request(id, to, more)] = {RingCover::at(uint64_t{more.start} << 56), false};
+  }
+}
+
+bool ReadOperation::is_reading() const {
+  return std::any_of(finds_.begin(), finds_.end(),
+                     [](const auto& find) { return !find.second.overdue; });
 }
 
 void ReadOperation::accept(OperationHost& host, std::vector<Record> records) {
@@ -58,10 +77,12 @@ void ReadOperation::on_found(OperationHost& host, const Contact& from,
   if (lookup_.rank(from.id) >= Limits::kReplicas)
     return;
   if (!entry.more) {
-    ++saw_all_;
+    saw_all_.insert(from.key);
     return;
   }
-  sources_.push_back({from});
+  if (std::none_of(sources_.begin(), sources_.end(),
+                   [&](const Source& source) { return source.contact.key == from.key; }))
+    sources_.push_back({from});
   if (entry.records.empty())
     return;
   const Id last = position(entry.records.back());
@@ -205,7 +226,7 @@ std::optional<Id> ReadOperation::where_to_split() const {
 }
 
 void ReadOperation::check_cover() {
-  const bool small = saw_all_ >= kAgreement && sources_.empty();
+  const bool small = saw_all_.size() >= kAgreement && sources_.empty();
   if (covered_ || !(small || cover_.complete()))
     return;
   covered_ = true;

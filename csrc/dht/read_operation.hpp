@@ -23,13 +23,16 @@ public:
                  const Reply& reply) override;
   void on_overdue(OperationHost& host, const SentRequest& request) override;
   void on_failed(OperationHost& host, const SentRequest& request) override;
-  bool finished() const override { return pages_.empty() && LookupOperation::finished(); }
+  bool finished() const override {
+    return pages_.empty() && LookupOperation::finished() && (covered_ || !is_reading());
+  }
   void complete(OperationHost& host) override;
 
 protected:
   bool wants_records() const override { return true; }
   FindRequest find_request() override;
-  void on_asked(uint64_t txid, const FindRequest& find) override;
+  void on_asked(OperationHost& host, const Contact& to, uint64_t txid,
+                const FindRequest& find) override;
   void on_found(OperationHost& host, const Contact& from, const FindReply::Entry& entry) override;
 
 private:
@@ -43,6 +46,7 @@ private:
     bool overdue;
   };
 
+  bool is_reading() const; // by FINDs that are not overdue
   void accept(OperationHost& host, std::vector<Record> records);
   void on_page(OperationHost& host, const Page& page, const PageReply* reply);
   void blame(const PublicKey& source);
@@ -54,8 +58,9 @@ private:
   void check_cover();
 
   Listener listener_;
-  uint64_t next_start_; // on the ring; steps by the golden ratio, so that any few lie far apart
-  Id answered_start_;   // of the FIND whose answer is being read
+  uint8_t first_start_;            // on the ring
+  uint8_t starts_ = 0;             // chosen so far
+  Id answered_start_;              // of the FIND whose answer is being read
   std::map<uint64_t, Find> finds_; // in flight, by txid
   std::map<uint64_t, Page> pages_;
   std::map<PublicKey, uint64_t> seqs_; // of the records found
@@ -65,7 +70,7 @@ private:
   };
   std::vector<Source> sources_;
   RingCover cover_;
-  size_t saw_all_ = 0; // replicas whose first answer was everything they have
+  std::set<PublicKey> saw_all_; // replicas of which one answer was everything they have
   size_t pages_asked_ = 0;
   bool covered_ = false;
 };
