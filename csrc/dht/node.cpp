@@ -12,7 +12,7 @@ Node::Node(NodeConfig config, const crypto::Identity& identity, PacketCipher& ci
     : config_(std::move(config)), identity_(identity), cipher_(cipher), rng_(rng),
       id_(node_id(identity.public_key(), puzzle_)),
       admission_(config_.admission, config_.network_id), table_(id_, config_.table_size),
-      upkeep_(table_), storage_(id_), verifier_(config_.network_id), tokens_(rng),
+      upkeep_(table_), storage_(id_), verifier_(config_.network_id, config_.verified), tokens_(rng),
       responder_(id_, storage_, table_, verifier_, admission_), memory_(table_), hello_(cipher),
       bootstrap_(config_.seeds), subscriptions_(*this), newcomers_(rng),
       ready_(config_.seeds.empty() && config_.state.contacts.empty()),

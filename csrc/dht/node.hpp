@@ -34,6 +34,7 @@ struct NodeConfig {
   std::vector<Endpoint> local_addresses = {}; // of the machine; to tell whether it is behind a NAT
   AdmissionPolicy admission = {};
   TableSize table_size = TableSize::kDefault;
+  VerifiedRecords* verified = nullptr; // shared with other nodes of the thread; outlives the node
 };
 
 struct NodeStatus {

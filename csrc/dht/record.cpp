@@ -1,5 +1,7 @@
 #include "dht/record.hpp"
 
+#include <utility>
+
 namespace lah::dht {
 namespace {
 
@@ -35,14 +37,19 @@ Record sign_record(const crypto::Identity& owner, std::string_view network_id, c
 bool RecordVerifier::verify(const Record& record) {
   const Buffer signed_bytes = statement(network_id_, record);
   const Id digest = Id::from_bytes(crypto::sha256({signed_bytes, as_bytes(record.signature)}));
-  if (verified_.contains(digest))
+  VerifiedRecords& verified = shared_ != nullptr ? *shared_ : own_;
+  if (verified.contains(digest))
     return true;
   if (!crypto::verify(record.owner, signed_bytes, record.signature))
     return false;
-  if (verified_.size() >= Limits::kVerifiedRecords)
-    verified_.clear();
-  verified_.insert(digest);
+  verified.add(digest);
   return true;
+}
+
+void VerifiedRecords::add(const Id& digest) {
+  if (recent_.size() >= Limits::kVerifiedRecords / 2)
+    older_ = std::exchange(recent_, {});
+  recent_.insert(digest);
 }
 
 } // namespace lah::dht

@@ -47,17 +47,33 @@ constexpr bool is_held(Verdict verdict) {
   return verdict == Verdict::kStored || verdict == Verdict::kKept;
 }
 
-// Verifies signatures, and remembers the verified: the same record comes from eight replicas, again
-// and again, and a verification costs 40 us.
+// Signatures found to be good: the same record comes from eight replicas, again and again, and a
+// verification costs 40 us. Nodes of one thread share them.
+class VerifiedRecords {
+public:
+  // `digest`: SHA-256 of statement and signature.
+  bool contains(const Id& digest) const {
+    return recent_.contains(digest) || older_.contains(digest);
+  }
+  void add(const Id& digest);
+
+private:
+  std::unordered_set<Id, IdHash> recent_;
+  std::unordered_set<Id, IdHash> older_; // than the last Limits::kVerifiedRecords / 2
+};
+
 class RecordVerifier {
 public:
-  explicit RecordVerifier(std::string_view network_id) : network_id_(network_id) {}
+  // `shared` must outlive it; none: it remembers for itself.
+  explicit RecordVerifier(std::string_view network_id, VerifiedRecords* shared = nullptr)
+      : network_id_(network_id), shared_(shared) {}
   bool verify(const Record& record);
   const std::string& network_id() const { return network_id_; }
 
 private:
   std::string network_id_;
-  std::unordered_set<Id, IdHash> verified_; // SHA-256 of statement and signature
+  VerifiedRecords own_;
+  VerifiedRecords* shared_;
 };
 
 } // namespace lah::dht

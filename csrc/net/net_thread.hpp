@@ -9,6 +9,7 @@
 #include <unordered_map>
 
 #include "crypto/key_agreements.hpp"
+#include "dht/record.hpp"
 #include "net/poller.hpp"
 #include "net/system.hpp"
 #include "net/turn_times.hpp"
@@ -55,6 +56,7 @@ public:
   const Clock& clock() const { return clock_; }
   Rng& rng() { return rng_; }                                 // network thread only
   crypto::KeyAgreements& agreements() { return agreements_; } // network thread only
+  dht::VerifiedRecords& verified() { return verified_; }      // network thread only
   // What the loop spent outside its wait.
   TurnTimes& turn_times() { return turn_times_; }
 
@@ -68,6 +70,7 @@ private:
   SystemClock clock_;
   SystemRng rng_;
   crypto::KeyAgreements agreements_;
+  dht::VerifiedRecords verified_;
 
   std::mutex mutex_;
   std::vector<Command> commands_;

@@ -10,6 +10,7 @@ Result<std::unique_ptr<UdpDriver>> UdpDriver::open(NetThread& thread,
     return socket.error();
   std::unique_ptr<UdpDriver> driver(new UdpDriver(thread, std::move(*socket)));
   thread.run_and_wait([&] {
+    config.verified = &thread.verified();
     driver->core_ =
         std::make_unique<Core>(std::move(config), identity, thread.rng(), thread.agreements());
     thread.watch(driver->socket_.fd(), *driver);

@@ -25,6 +25,7 @@ size_t VirtualNetwork::add(const NodeOptions& options) {
   dht::NodeConfig config{options.network_id, {}, options.client_mode};
   for (const size_t seed : options.seeds)
     config.seeds.push_back(endpoint(seed));
+  config.verified = &verified_;
   if (options.configure)
     options.configure(config);
   const crypto::Identity identity =

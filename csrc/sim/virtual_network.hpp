@@ -128,6 +128,7 @@ private:
   Time now_ = 0;
   EventLog log_;
   EventQueue events_;
+  dht::VerifiedRecords verified_;
   std::vector<std::unique_ptr<Host>> hosts_;
   std::unordered_map<Endpoint, size_t> unplanned_; // hosts at addresses of their own choice
 };

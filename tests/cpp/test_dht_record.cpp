@@ -52,6 +52,22 @@ TEST_F(DhtRecord, SignatureCoversEveryField) {
   EXPECT_FALSE(RecordVerifier("other net").verify(record));
 }
 
+// What one node of a thread found good is good for the others, and memory of it is bounded.
+TEST_F(DhtRecord, VerifiedRecordsAreSharedAndForgotten) {
+  VerifiedRecords shared;
+  RecordVerifier one("net", &shared);
+  RecordVerifier other("other net", &shared);
+  const Record record = sign(alice, 5);
+  EXPECT_TRUE(one.verify(record));
+  EXPECT_FALSE(other.verify(record)); // the network is part of what is signed
+  Id digest;
+  for (digest.words[0] = 1; digest.words[0] <= Limits::kVerifiedRecords; ++digest.words[0])
+    shared.add(digest);
+  EXPECT_FALSE(shared.contains(Id{{1}}));
+  EXPECT_TRUE(shared.contains(Id{{Limits::kVerifiedRecords}}));
+  EXPECT_TRUE(one.verify(record));
+}
+
 TEST_F(DhtStorage, KeepsOneRecordPerOwnerAndHigherSeqWins) {
   EXPECT_EQ(put(sign(alice, 5), kNow).verdict, Verdict::kStored);
   EXPECT_EQ(put(sign(bob, 1), kNow).verdict, Verdict::kStored);
