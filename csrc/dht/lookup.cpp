@@ -99,6 +99,10 @@ std::optional<Contact> Lookup::next() {
     in_flight += candidate.state == State::kWaiting;
   if (in_flight >= alpha_)
     return std::nullopt;
+  for (; !first_.empty(); first_.pop_back())
+    if (Candidate* candidate = find(first_.back());
+        candidate != nullptr && candidate->state == State::kNew)
+      return ask(*candidate);
   // The patient ask a few more than they need, in place of those that will not answer.
   const size_t most =
       Limits::kReplicas + (patience_ == Patience::kPatient ? Limits::kLookupSpares : 0);
@@ -109,13 +113,16 @@ std::optional<Contact> Lookup::next() {
       continue;
     if (rank++ == most)
       break;
-    if (candidate.state == State::kNew) {
-      candidate.state = State::kWaiting;
-      ++asked_;
-      return candidate.contact;
-    }
+    if (candidate.state == State::kNew)
+      return ask(candidate);
   }
   return std::nullopt;
+}
+
+const Contact& Lookup::ask(Candidate& candidate) {
+  candidate.state = State::kWaiting;
+  ++asked_;
+  return candidate.contact;
 }
 
 Lookup::Candidate* Lookup::find(const Id& id) {

@@ -26,6 +26,9 @@ public:
 
   // `named_by`: the peer that told of it; zero if it is of our own table.
   void add(const Contact& contact, const Id& named_by = {});
+  // Candidates to ask before any other, in this order.
+  void ask_first(std::vector<Id> ids) { first_.assign(ids.rbegin(), ids.rend()); }
+  void set_alpha(size_t alpha) { alpha_ = alpha; }
   // The next peer to ask, and it counts as asked; none while enough are in flight.
   std::optional<Contact> next();
   void answered(const Id& id, const Token& token);
@@ -63,6 +66,7 @@ private:
   };
 
   Candidate* find(const Id& id);
+  const Contact& ask(Candidate& candidate);
   static uint8_t seat_of(const Endpoint& endpoint);
   size_t mates(const Endpoint& endpoint) const; // candidates of its subnet
   void place_crowded();
@@ -75,6 +79,7 @@ private:
   size_t alpha_;
   size_t asked_ = 0;
   std::vector<Candidate> candidates_; // closest first, then the crowded, closest first
+  std::vector<Id> first_;             // to be asked, the next one last
   size_t crowded_ = 0;
   // Candidates by a hash of their subnets: small counts say that none is crowded.
   std::array<uint8_t, 256> seats_{};

@@ -265,6 +265,23 @@ std::vector<Contact> Node::closest(const Id& target) {
   return table_.closest(target, Limits::kFindContacts);
 }
 
+// Our own neighbours we know all of. Contacts that lie as close together around a key as these
+// around us are all there are.
+std::vector<Id> Node::replicas_by_time(const Id& target, const std::vector<Contact>& near) const {
+  // Half as far again is chance; twice as far is a table that knows half of them.
+  if (near.size() < Limits::kReplicas ||
+      distance(near[Limits::kReplicas - 1].id, target).words[0] / 3 > neighbours_reach_ / 2)
+    return {};
+  std::vector<std::pair<Duration, Id>> replicas;
+  for (size_t i = 0; i < Limits::kReplicas; ++i)
+    replicas.emplace_back(memory_.rtt(near[i]).value_or(kNever), near[i].id);
+  std::sort(replicas.begin(), replicas.end());
+  std::vector<Id> ids;
+  for (const auto& [rtt, id] : replicas)
+    ids.push_back(id);
+  return ids;
+}
+
 void Node::learn(const Contact& peer, Duration rtt, Time now) {
   table_.confirm(peer, rtt, now);
 }

@@ -153,6 +153,8 @@ private:
   // OperationHost
   uint64_t request(OpId op, const Contact& to, Request body) override;
   std::vector<Contact> closest(const Id& target) override;
+  std::vector<Id> replicas_by_time(const Id& target,
+                                   const std::vector<Contact>& near) const override;
   WallMs wall_ms() const override { return wall_; }
   Time now() const override { return now_; }
 
@@ -273,6 +275,7 @@ private:
   std::bitset<32> outcomes_; // of our last requests, true if unanswered
   size_t outcome_count_ = 0;
   Time next_tick_ = 0;
+  uint64_t neighbours_reach_ = 0; // how far from us Limits::kReplicas live: a distance's first word
   Time next_remember_ = 0;
   Time next_split_check_ = kNever;
   Time next_lost_check_ = 0;

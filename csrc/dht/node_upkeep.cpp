@@ -165,6 +165,10 @@ void Node::run_tick() {
   tokens_.rotate_if_due(now_, rng_);
   run_reachability();
   memory_.turn(now_);
+  // Over twice as many the mean is steadier.
+  if (const auto near = table_.closest(id_, 2 * Limits::kReplicas);
+      near.size() == 2 * Limits::kReplicas)
+    neighbours_reach_ = distance(near.back().id, id_).words[0] / 2;
   if (table_.size() > 0 && now_ >= next_remember_) {
     next_remember_ = now_ + kRemember;
     std::vector<Endpoint> alive;

@@ -83,6 +83,24 @@ GetOperation::GetOperation(const Id& key, const Id& own, std::vector<Record> loc
     found_.emplace(record.owner, std::move(record));
 }
 
+// Of eight replicas that are known, a few will do: any of them has the record, and the network of
+// most runs is so small that all are known. Whoever disappoints makes it a get like any other.
+void GetOperation::start(OperationHost& host, const std::vector<Contact>& near) {
+  if (consistency_ == Consistency::kFirst) {
+    std::vector<Id> replicas = host.replicas_by_time(lookup_.target(), near);
+    thrifty_ = !replicas.empty();
+    if (thrifty_)
+      lookup_.set_alpha(Limits::kThriftyAlpha);
+    lookup_.ask_first(std::move(replicas));
+  }
+  LookupOperation::start(host, near);
+}
+
+void GetOperation::ask_more() {
+  if (std::exchange(thrifty_, false))
+    lookup_.set_alpha(Limits::kLookupAlpha);
+}
+
 // True if the record is one to tell the caller, heard now or before.
 bool GetOperation::accept(OperationHost& host, const Record& record) {
   const auto held = found_.find(record.owner);
@@ -108,6 +126,8 @@ void GetOperation::hear(OperationHost& host, const Contact& from,
       replica.told = crypto::sha256({as_bytes(replica.told), as_bytes(record.owner),
                                      std::as_bytes(std::span(&record.seq, 1))});
   if (!more) {
+    if (records.empty())
+      ask_more();
     told_all(replica);
     return;
   }
@@ -149,7 +169,13 @@ void GetOperation::on_answer(OperationHost& host, const SentRequest& request, co
     hear(host, request.to, page->records, page->more && !page->records.empty());
 }
 
+void GetOperation::on_overdue(OperationHost& host, const SentRequest& request) {
+  ask_more();
+  LookupOperation::on_overdue(host, request);
+}
+
 void GetOperation::on_failed(OperationHost& host, const SentRequest& request) {
+  ask_more();
   if (request.kind != MessageKind::kGetPage) {
     LookupOperation::on_failed(host, request);
     return;

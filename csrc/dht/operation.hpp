@@ -42,6 +42,12 @@ public:
   virtual uint64_t request(OpId op, const Contact& to, Request body) = 0;
   // The closest contacts known, and the part of the key space counts as visited.
   virtual std::vector<Contact> closest(const Id& target) = 0;
+  // If `near` seem to be the replicas of `target` itself, these, the nearest in time first: one of
+  // them will do. Else none.
+  virtual std::vector<Id> replicas_by_time(const Id& /*target*/,
+                                           const std::vector<Contact>& /*near*/) const {
+    return {};
+  }
   virtual bool verify(const Record& record) = 0;
   virtual WallMs wall_ms() const = 0;
   virtual Time now() const = 0;
@@ -114,8 +120,10 @@ public:
   GetOperation(const Id& key, const Id& own, std::vector<Record> local, Consistency consistency,
                Done done);
 
+  void start(OperationHost& host, const std::vector<Contact>& near) override;
   void on_answer(OperationHost& host, const SentRequest& request, const Header& header,
                  const Reply& reply) override;
+  void on_overdue(OperationHost& host, const SentRequest& request) override;
   void on_failed(OperationHost& host, const SentRequest& request) override;
   bool finished() const override {
     return heard_enough_ || (pages_owed_ == 0 && LookupOperation::finished());
@@ -140,9 +148,11 @@ private:
             bool more);
   bool accept(OperationHost& host, const Record& record);
   void ask_page(OperationHost& host, const Contact& from, Replica& replica);
+  void ask_more();
   void told_all(const Replica& replica);
 
   Consistency consistency_;
+  bool thrifty_ = false;
   bool heard_enough_ = false;
   std::map<PublicKey, Record> found_;
   std::map<PublicKey, Replica> replicas_;

@@ -43,6 +43,10 @@ private:
   // OperationHost, for the parts
   uint64_t request(OpId part, const Contact& to, Request body) override;
   std::vector<Contact> closest(const Id& target) override { return host_->closest(target); }
+  std::vector<Id> replicas_by_time(const Id& target,
+                                   const std::vector<Contact>& near) const override {
+    return host_->replicas_by_time(target, near);
+  }
   bool verify(const Record& record) override { return host_->verify(record); }
   WallMs wall_ms() const override { return host_->wall_ms(); }
   Time now() const override { return host_->now(); }

@@ -15,6 +15,9 @@ struct ConsistencyTest : testing::Test, OperationHost {
     return 0;
   }
   std::vector<Contact> closest(const Id&) override { return {}; }
+  std::vector<Id> replicas_by_time(const Id&, const std::vector<Contact>&) const override {
+    return replicas;
+  }
   bool verify(const Record& record) override { return verifier.verify(record); }
   WallMs wall_ms() const override { return kWall; }
   Time now() const override { return 0; }
@@ -55,6 +58,7 @@ struct ConsistencyTest : testing::Test, OperationHost {
   RecordVerifier verifier{"net"};
   Id key = record_key("test", as_bytes("key"));
   std::vector<SentRequest> asked;
+  std::vector<Id> replicas; // known to be, the nearest in time first
   std::unique_ptr<GetOperation> get;
   GetResult result;
 };
@@ -120,6 +124,39 @@ TEST_F(ConsistencyTest, AllHearsEveryReplicaAndSoDoQuorumAndFirstInVain) {
     }
     EXPECT_EQ(answers, 8U);
   }
+}
+
+TEST_F(ConsistencyTest, OfKnownReplicasTheNearestThreeAreAsked) {
+  const GetOperation& probe = start(Consistency::kAll);
+  EXPECT_FALSE(probe.finished());
+  for (const SentRequest& request : asked)
+    replicas.insert(replicas.begin(), request.to.id); // the farthest from the key first
+  asked.clear();
+  start(Consistency::kFirst);
+  ASSERT_EQ(asked.size(), Limits::kThriftyAlpha);
+  for (size_t i = 0; i < asked.size(); ++i)
+    EXPECT_EQ(asked[i].to.id, replicas[i]);
+  answer({record(alice, 1)});
+  EXPECT_TRUE(get->finished());
+  EXPECT_EQ(asked.size(), Limits::kThriftyAlpha - 1);
+}
+
+TEST_F(ConsistencyTest, AKnownReplicaThatDisappointsEndsTheThrift) {
+  start(Consistency::kAll);
+  for (const SentRequest& request : asked)
+    replicas.push_back(request.to.id);
+  asked.clear();
+  start(Consistency::kFirst);
+  ASSERT_EQ(asked.size(), Limits::kThriftyAlpha);
+  answer({});
+  EXPECT_EQ(asked.size(), Limits::kLookupAlpha);
+  asked.clear();
+  start(Consistency::kFirst);
+  get->on_overdue(*this, asked.front());
+  EXPECT_EQ(asked.size(), 1 + Limits::kLookupAlpha); // the overdue one no longer counts
+  asked.clear();
+  start(Consistency::kQuorum); // needs more of them anyway
+  EXPECT_EQ(asked.size(), Limits::kLookupAlpha);
 }
 
 } // namespace
