@@ -52,9 +52,9 @@ struct Limits {
   static constexpr size_t kReplicas = 8;          // nodes that hold a record
   static constexpr size_t kQuorum = 3;            // replicas that agree, for a get that asks for it
   static constexpr size_t kLookupAlpha = 6;       // requests of one lookup in flight
-  static constexpr size_t kThriftyAlpha = 3;      // the same, of known replicas of which one will do
-  static constexpr size_t kBackgroundAlpha = 4;   // the same, while nobody waits for it
-  static constexpr size_t kLookupSpares = 2;      // asked beyond kReplicas, by a store
+  static constexpr size_t kThriftyAlpha = 3;    // the same, of known replicas of which one will do
+  static constexpr size_t kBackgroundAlpha = 4; // the same, while nobody waits for it
+  static constexpr size_t kLookupSpares = 2;    // asked beyond kReplicas, by a store
   static constexpr size_t kLookupCandidates = 64;
   static constexpr size_t kOperations = 4096;     // gets, stores and lookups of one node
   static constexpr size_t kLingering = 1024;      // stores of one node that wait for late answers
