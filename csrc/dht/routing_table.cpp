@@ -71,13 +71,13 @@ const RoutingTable::Entry* RoutingTable::find(const Id& id) const {
   if (index >= buckets_.size())
     return nullptr;
   const Entries& entries = buckets_[index].entries;
-  const auto found = std::lower_bound(entries.begin(), entries.end(), id, kById);
-  return found == entries.end() || found->id != id ? nullptr : &*found;
-}
-
-const RttEstimator* RoutingTable::rtt(const Id& id) const {
-  const Entry* entry = find(id);
-  return entry == nullptr ? nullptr : &entry->rtt;
+  const std::vector<uint64_t>& words = buckets_[index].words;
+  const auto first = std::lower_bound(words.begin(), words.end(), id.words[0]);
+  for (auto at = static_cast<size_t>(first - words.begin());
+       at < words.size() && words[at] == id.words[0]; ++at)
+    if (entries[at].id == id)
+      return &entries[at];
+  return nullptr;
 }
 
 std::span<const RoutingTable::Entry> RoutingTable::slot(size_t bucket, const Id& id) const {
@@ -191,7 +191,9 @@ bool RoutingTable::wants(const Contact& contact) const {
 
 void RoutingTable::insert(Bucket& bucket, const Entry& entry) {
   Entries& entries = bucket.entries;
-  entries.insert(std::lower_bound(entries.begin(), entries.end(), entry.id, kById), entry);
+  const auto place = std::lower_bound(entries.begin(), entries.end(), entry.id, kById);
+  bucket.words.insert(bucket.words.begin() + (place - entries.begin()), entry.id.words[0]);
+  entries.insert(place, entry);
   ++size_;
   if (entry.endpoint.is_private())
     return;
@@ -272,8 +274,10 @@ void RoutingTable::remove(const Id& id) {
     return;
   if (!entry->endpoint.is_private())
     subnets_.erase(std::lower_bound(subnets_.begin(), subnets_.end(), subnet_of(entry->endpoint)));
-  Entries& entries = bucket_of(id).entries;
-  entries.erase(entries.begin() + (entry - entries.data()));
+  Bucket& bucket = bucket_of(id);
+  const auto place = entry - bucket.entries.data();
+  bucket.words.erase(bucket.words.begin() + place);
+  bucket.entries.erase(bucket.entries.begin() + place);
   --size_;
 }
 

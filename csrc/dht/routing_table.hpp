@@ -51,7 +51,10 @@ public:
   std::optional<Contact> next_probe(Time before);
   bool contains(const Id& id) const { return find(id) != nullptr; }
   // Of a member, else null.
-  const RttEstimator* rtt(const Id& id) const;
+  const RttEstimator* rtt(const Id& id) const {
+    const Entry* entry = find(id);
+    return entry == nullptr ? nullptr : &entry->rtt;
+  }
   size_t size() const { return size_; }
 
   // A lookup passed through this part of the key space.
@@ -80,7 +83,8 @@ private:
   using Entries = std::vector<Entry>; // in order of ids: a slot is a range
   struct Bucket {
     Entries entries;
-    Entries replacements; // most recently confirmed last
+    std::vector<uint64_t> words; // the first of each entry's id: a search reads few cache lines
+    Entries replacements;        // most recently confirmed last
     static constexpr Time kNew = std::numeric_limits<Time>::min();
     Time touched_at = kNew;
   };
