@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Coroutine
 from typing import Any
 
-
 STORE_ATTEMPTS = 3
 
 
